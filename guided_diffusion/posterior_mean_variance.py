@@ -1,0 +1,90 @@
+"""From the network's output to the mean and variance of p(x_{t-1} | x_t).
+
+Mean types say what the first three channels are, variance types what the rest is. Each is a
+short function of (diffusion, network output, x_t, t); configs name them.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from util.registry import Registry
+
+if TYPE_CHECKING:
+    from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+
+
+class MeanPrediction(NamedTuple):
+    """What a mean type returns, each [B, 3, H, W]."""
+
+    mean: Tensor  # of p(x_{t-1} | x_t)
+    x0_hat: Tensor  # after dynamic_threshold and clip_denoised
+    eps: Tensor  # noise prediction; for epsilon models the raw network output
+
+
+MEAN_TYPES: Registry[MeanPrediction] = Registry("model_mean_type")
+VARIANCE_TYPES: Registry[tuple[Tensor, Tensor]] = Registry("model_var_type")
+
+_DYNAMIC_QUANTILE = 0.95
+
+
+def limit_x0(x0_hat: Tensor, dynamic_threshold: bool, clip_denoised: bool) -> Tensor:
+    """Bring x0_hat [B, 3, H, W] into [-1, 1] in the ways the config asks for."""
+    if dynamic_threshold:
+        scale = torch.quantile(x0_hat.detach().abs().flatten(1), _DYNAMIC_QUANTILE, dim=1)
+        x0_hat = (x0_hat * scale.view(-1, 1, 1, 1)).clamp(-1, 1)
+    if clip_denoised:
+        x0_hat = x0_hat.clamp(-1, 1)
+    return x0_hat
+
+
+@MEAN_TYPES.register("epsilon")
+def epsilon_mean(diffusion: "GaussianDiffusion", output: Tensor, x_t: Tensor, t: Tensor):
+    x0_hat = diffusion.limit(diffusion.x0_from_eps(x_t, t, output))
+    return MeanPrediction(diffusion.posterior_mean(x0_hat, x_t, t), x0_hat, output)
+
+
+@MEAN_TYPES.register("start_x")
+def start_x_mean(diffusion: "GaussianDiffusion", output: Tensor, x_t: Tensor, t: Tensor):
+    x0_hat = diffusion.limit(output)
+    mean = diffusion.posterior_mean(x0_hat, x_t, t)
+    return MeanPrediction(mean, x0_hat, diffusion.eps_from_x0(x_t, t, x0_hat))
+
+
+@MEAN_TYPES.register("previous_x")
+def previous_x_mean(diffusion: "GaussianDiffusion", output: Tensor, x_t: Tensor, t: Tensor):
+    c1 = diffusion.at(diffusion.posterior_mean_coef1, t, x_t)
+    c2 = diffusion.at(diffusion.posterior_mean_coef2, t, x_t)
+    x0_hat = diffusion.limit((output - c2 * x_t) / c1)
+    return MeanPrediction(output, x0_hat, diffusion.eps_from_x0(x_t, t, x0_hat))
+
+
+@VARIANCE_TYPES.register("fixed_small")
+def fixed_small(diffusion: "GaussianDiffusion", values: Tensor | None, t: Tensor, like: Tensor):
+    variance = diffusion.at(diffusion.posterior_variance, t, like)
+    return variance, variance.log()
+
+
+@VARIANCE_TYPES.register("fixed_large")
+def fixed_large(diffusion: "GaussianDiffusion", values: Tensor | None, t: Tensor, like: Tensor):
+    variance = diffusion.at(diffusion.fixed_large_variance, t, like)
+    return variance, variance.log()
+
+
+@VARIANCE_TYPES.register("learned")
+def learned(diffusion: "GaussianDiffusion", values: Tensor | None, t: Tensor, like: Tensor):
+    return values.exp(), values
+
+
+@VARIANCE_TYPES.register("learned_range")
+def learned_range(diffusion: "GaussianDiffusion", values: Tensor | None, t: Tensor, like: Tensor):
+    """Interpolates between the two bounds in the log domain (Nichol & Dhariwal 2021, eq. 15)."""
+    low = diffusion.at(diffusion.posterior_log_variance_clipped, t, like)
+    high = diffusion.at(diffusion.log_betas, t, like)
+    weight = (values + 1) / 2
+    log_variance = weight * high + (1 - weight) * low
+    return log_variance.exp(), log_variance
+
+
+LEARNED_VARIANCE_TYPES = frozenset({"learned", "learned_range"})

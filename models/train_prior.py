@@ -1,0 +1,364 @@
+"""Train a diffusion prior on a folder of photographs.
+
+    python -m models.train_prior configs/train_demo_prior.yaml --data_root PHOTOGRAPHS
+    python -m models.train_prior configs/train_demo_prior.yaml --set iterations=200000 --device cuda
+
+The loss is the hybrid one of Nichol & Dhariwal 2021 (arXiv 2102.09672): the squared error of the
+predicted noise, plus the variational bound for the learned variance with the mean held fixed.
+Started again, a run continues from the checkpoint in its run_dir; every random number depends on
+(seed, iteration) alone, so a resumed run repeats an uninterrupted one.
+"""
+
+import argparse
+import copy
+import csv
+import dataclasses
+import math
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from data.dataloader import find_images, read_image
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.unet import UNetConfig, UNetModel
+from util.checkpoint import load_state, model_config, save_atomically, save_weights
+from util.cli import apply_overrides, report_errors, resolve_device
+from util.config import parse_dataclass, read_yaml
+from util.errors import UserError
+
+VALIDATION_TIMESTEPS = (10, 50, 150, 300, 500, 700, 900)
+
+
+@dataclasses.dataclass(frozen=True)
+class CropSpec:
+    """One kind of training batch."""
+
+    size: int  # pixels, a multiple of the model's size_multiple
+    batch_size: int
+    share: float  # of the iterations, relative to the other kinds
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run; see configs/train_demo_prior.yaml for their meaning."""
+
+    model_config: str
+    output: str
+    run_dir: str
+    data_root: str
+    crops: list[CropSpec]
+    iterations: int
+    validation_root: str = ""
+    min_side: int = 256
+    small_share: float = 0.25
+    learning_rate: float = 6e-4
+    warmup: int = 300
+    ema_decay: float = 0.999
+    grad_clip: float = 1.0
+    vlb_weight: float = 1.0
+    seed: int = 0
+    checkpoint_every: int = 250
+    compile: bool = False
+
+
+class PhotoStore:
+    """Photographs in one flat uint8 buffer on the device; crops are gathered from it at once.
+
+    Photographs with both sides above 2 * `min_side` are kept at half size as well. Crops come
+    from those smaller than `min_side` with probability `small_share`, else from the others,
+    in proportion to their pixels.
+    """
+
+    def __init__(
+        self, root: str | Path, config: TrainConfig, largest_crop: int, device: torch.device
+    ) -> None:
+        photos, skipped = [], []
+        for path in find_images(root):
+            try:
+                photo = read_image(path)
+            except UserError as error:
+                skipped.append(str(error))
+                continue
+            photos.append(np.asarray(photo))
+            if min(photo.size) >= 2 * config.min_side:
+                photos.append(np.asarray(photo.reduce(2)))
+        photos = [p for p in photos if min(p.shape[:2]) >= largest_crop]
+        for message in skipped:
+            print(f"skipped: {message}", file=sys.stderr)
+        if not photos:
+            raise UserError(
+                f"{root}: no photograph is as large as the largest crop ({largest_crop} pixels); "
+                "use larger photographs or smaller crops"
+            )
+        shapes = torch.tensor([p.shape[:2] for p in photos])
+        sizes = shapes.prod(1)
+        self.count = len(photos)
+        self.shapes = shapes
+        self.offsets = torch.cumsum(sizes, 0) - sizes
+        self.pixels = torch.from_numpy(np.concatenate([p.reshape(-1, 3) for p in photos]))
+        self.pixels = self.pixels.to(device)
+        small = shapes.amin(1) < config.min_side
+        self.weights = sizes.double()
+        if small.any() and not small.all():
+            for group, share in ((small, config.small_share), (~small, 1 - config.small_share)):
+                self.weights[group] *= share / self.weights[group].sum()
+
+    def crops(self, count: int, size: int, generator: torch.Generator) -> Tensor:
+        """`count` random crops, flipped at random: float32 [count, 3, size, size] in [-1, 1]."""
+        picks = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        free = self.shapes[picks] - size + 1
+        corner = (torch.rand(count, 2, generator=generator) * free).long()
+        flip = torch.rand(count, generator=generator) < 0.5
+        along = torch.arange(size)
+        rows = corner[:, :1] + along
+        columns = corner[:, 1:] + torch.where(flip[:, None], along.flip(0), along)
+        width = self.shapes[picks, 1][:, None, None]
+        index = self.offsets[picks][:, None, None] + rows[:, :, None] * width + columns[:, None]
+        crops = self.pixels[index.to(self.pixels.device)]
+        return crops.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def hybrid_loss(
+    diffusion: GaussianDiffusion, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Noise error and variational bound (bits per dimension) of each image: two [B] tensors."""
+    predicted_eps, values = output.chunk(2, dim=1)
+    mse = (eps - predicted_eps).square().mean(dim=(1, 2, 3))
+    step = diffusion.interpret(torch.cat([predicted_eps.detach(), values], 1), x_t, t)
+    true_mean = diffusion.posterior_mean(x0, x_t, t)
+    true_log_variance = diffusion.at(diffusion.posterior_log_variance_clipped, t, x_t)
+    kl = 0.5 * (
+        step.log_variance
+        - true_log_variance
+        - 1
+        + (true_log_variance - step.log_variance).exp()
+        + (true_mean - step.mean).square() * (-step.log_variance).exp()
+    )
+    nll = _discretised_nll(x0, step.mean, step.log_variance)
+    bound = torch.where((t == 0)[:, None, None, None], nll, kl)
+    return mse, bound.mean(dim=(1, 2, 3)) / math.log(2)
+
+
+def _discretised_nll(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Negative log-likelihood of 8-bit pixels under a Gaussian (Ho et al. 2020, eq. 13)."""
+    half_bin = 1 / 255
+    normal = torch.distributions.Normal(0.0, 1.0)
+    inverse_std = (-0.5 * log_variance).exp()
+    upper = normal.cdf((x0 - mean + half_bin) * inverse_std)
+    lower = normal.cdf((x0 - mean - half_bin) * inverse_std)
+    upper = torch.where(x0 > 0.999, torch.ones_like(upper), upper)
+    lower = torch.where(x0 < -0.999, torch.zeros_like(lower), lower)
+    return -(upper - lower).clamp(min=1e-12).log()
+
+
+@dataclasses.dataclass
+class Trainer:
+    """Network, optimiser and averaged weights of a run, and what it takes to go on with it."""
+
+    config: TrainConfig
+    unet_config: UNetConfig
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.config.seed)  # the network's initial weights
+        self.diffusion = GaussianDiffusion.create()
+        self.model = UNetModel(self.unet_config).to(self.device, memory_format=torch.channels_last)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=self.config.learning_rate, betas=(0.9, 0.99),
+            weight_decay=0.0, fused=self.device.type == "cuda",
+        )
+        self.iteration = 0
+        self.forward = torch.compile(self.model) if self.config.compile else self.model
+        # bf16 pays on GPUs, and on CPUs with the instructions for it.
+        self.autocast = (
+            torch.autocast(self.device.type, torch.bfloat16)
+            if self.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+            else nullcontext()
+        )
+        self.path = Path(self.config.run_dir) / "checkpoint.pt"
+
+    def resume(self) -> None:
+        """Continue from the run's checkpoint if there is one."""
+        if not self.path.exists():
+            return
+        saved = load_state(self.path)
+        if saved.get("unet") != dataclasses.asdict(self.unet_config):
+            raise UserError(
+                f"{self.path}: checkpoint of another architecture; choose another run_dir or "
+                "give back the model config it was started with"
+            )
+        self.model.load_state_dict(saved["model"])
+        self.ema.load_state_dict(saved["ema"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.iteration = saved["iteration"]
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "unet": dataclasses.asdict(self.unet_config),
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "iteration": self.iteration,
+        }
+        save_atomically(self.path, lambda file: torch.save(state, file))
+        save_weights(self.ema.state_dict(), self.config.output, torch.float16)
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then half a cosine down to 2 % of the peak at the last iteration."""
+        c = self.config
+        warm = min(1.0, (self.iteration + 1) / max(1, c.warmup))
+        done = min(1.0, self.iteration / c.iterations)
+        return c.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def step(self, store: PhotoStore) -> tuple[Tensor, int]:
+        """One iteration; returns its noise error and the number of crops."""
+        c = self.config
+        generator = torch.Generator().manual_seed(c.seed * 1_000_003 + self.iteration)
+        shares = torch.tensor([crop.share for crop in c.crops])
+        crop = c.crops[int(torch.multinomial(shares, 1, generator=generator))]
+        x0 = store.crops(crop.batch_size, crop.size, generator)
+        t = torch.randint(self.diffusion.num_timesteps, (len(x0),), generator=generator)
+        eps = torch.randn(x0.shape, generator=generator)
+        t, eps = t.to(self.device), eps.to(self.device)
+        x_t = self.diffusion.q_sample(x0, t, eps).to(memory_format=torch.channels_last)
+        with self.autocast:
+            output = self.forward(x_t, t)
+        mse, bound = hybrid_loss(self.diffusion, output.float(), x0, x_t, t, eps)
+        loss = (mse + c.vlb_weight * bound * self.diffusion.num_timesteps / 1000 / 1000).mean()
+        self._update(loss)
+        return mse.detach().mean(), len(x0)
+
+    def _update(self, loss: Tensor) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        if not torch.isfinite(norm):
+            raise UserError(
+                f"training diverged at iteration {self.iteration} (loss {loss.item()}); the last "
+                f"good checkpoint is {self.path}; lower learning_rate and start again"
+            )
+        self.optimiser.step()
+        decay = min(self.config.ema_decay, (1 + self.iteration) / (10 + self.iteration))
+        averaged, current = list(self.ema.parameters()), list(self.model.parameters())
+        torch._foreach_lerp_(averaged, [p.detach() for p in current], 1 - decay)
+        self.iteration += 1
+
+
+@torch.no_grad()
+def validation_loss(
+    model: nn.Module, diffusion: GaussianDiffusion, images: Tensor, seed: int = 0
+) -> dict[int, float]:
+    """Mean squared noise error on `images` [N, 3, H, W] at each of VALIDATION_TIMESTEPS."""
+    generator = torch.Generator().manual_seed(seed)
+    losses = {}
+    for timestep in VALIDATION_TIMESTEPS:
+        total = 0.0
+        for image in images:
+            x0 = image[None]
+            t = torch.full((1,), timestep, device=x0.device)
+            eps = torch.randn(x0.shape, generator=generator).to(x0)
+            output = model(diffusion.q_sample(x0, t, eps), t)
+            total += (output[:, :3] - eps).square().mean().item()
+        losses[timestep] = total / len(images)
+    return losses
+
+
+def train(config: TrainConfig, device: torch.device) -> Trainer:
+    """Run or continue the training that `config` describes; returns the finished trainer."""
+    unet_config = model_config(config.model_config)
+    multiple = unet_config.size_multiple()
+    for crop in config.crops:
+        if crop.size % multiple:
+            raise UserError(f"crops: size {crop.size} is not a multiple of {multiple}")
+    trainer = Trainer(config, unet_config, device)
+    trainer.resume()
+    store = PhotoStore(config.data_root, config, max(c.size for c in config.crops), device)
+    print(f"{store.count} photographs (half sizes included), starting at {trainer.iteration}")
+    log_path = Path(config.run_dir) / "loss.csv"
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    _trim_log(log_path, trainer.iteration)
+    with log_path.open("a", newline="") as log:
+        _run(trainer, store, csv.writer(log), log)
+    if config.validation_root:
+        _report_validation(trainer, config.validation_root)
+    return trainer
+
+
+def _run(trainer: Trainer, store: PhotoStore, writer: Any, log: Any) -> None:
+    config = trainer.config
+    if not log.tell():
+        writer.writerow(["iteration", "mse", "crops_per_s"])
+    losses, crops, since = [], 0, time.perf_counter()
+    bar = tqdm(total=config.iterations, initial=trainer.iteration, unit="it", mininterval=5)
+    while trainer.iteration < config.iterations:
+        mse, count = trainer.step(store)
+        losses.append(mse)
+        crops += count
+        bar.update()
+        finished = trainer.iteration == config.iterations
+        if trainer.iteration % config.checkpoint_every == 0 or finished:
+            rate = crops / (time.perf_counter() - since)
+            mean = torch.stack(losses).mean().item()
+            writer.writerow([trainer.iteration, f"{mean:.6f}", f"{rate:.1f}"])
+            log.flush()
+            trainer.save()
+            bar.set_postfix(loss=f"{mean:.4f}", images_per_s=f"{rate:.0f}")
+            losses, crops, since = [], 0, time.perf_counter()
+    bar.close()
+
+
+def _trim_log(path: Path, iteration: int) -> None:
+    """Drop log lines past the checkpoint: the resumed run writes them again."""
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for i, line in enumerate(lines) if i == 0 or int(line.split(",")[0]) <= iteration]
+    path.write_text("".join(kept))
+
+
+def _report_validation(trainer: Trainer, root: str) -> None:
+    images = []
+    for path in find_images(root):
+        pixels = torch.from_numpy(np.asarray(read_image(path)).copy())
+        multiple = trainer.unet_config.size_multiple()
+        height, width = (side - side % multiple for side in pixels.shape[:2])
+        images.append(pixels[:height, :width].permute(2, 0, 1).to(trainer.device) / 127.5 - 1)
+    losses = validation_loss(trainer.ema, trainer.diffusion, images)
+    print("timestep  validation loss (mean squared noise error)")
+    for timestep, loss in losses.items():
+        print(f"{timestep:8d}  {loss:.5f}")
+
+
+@report_errors
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="YAML file, for example configs/train_demo_prior.yaml")
+    parser.add_argument("--data_root", help="folder of photographs (overrides the config)")
+    parser.add_argument("--device", default="auto", help="cuda, cuda:N, mps, cpu (default: auto)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key"
+    )
+    args = parser.parse_args(argv)
+    raw = read_yaml(args.config)
+    apply_overrides(raw, args.set)
+    if args.data_root:
+        raw["data_root"] = args.data_root
+    train(parse_dataclass(TrainConfig, raw, args.config), resolve_device(args.device))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

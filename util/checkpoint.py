@@ -1,0 +1,168 @@
+"""Reading and writing network weights: never unpickled, never half loaded, never half written."""
+
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from guided_diffusion.unet import UNetConfig, UNetModel
+from util.config import parse_dataclass, read_yaml
+from util.errors import UserError
+
+# Published checkpoints: file name -> (name for models.download, model config that fits).
+PUBLISHED = {
+    "ffhq_10m.pt": ("ffhq", "configs/model_config.yaml"),
+    "imagenet256.pt": ("imagenet", "configs/imagenet_model_config.yaml"),
+}
+_SHOWN_DIFFERENCES = 3
+
+
+def model_config(path: str | Path) -> UNetConfig:
+    """The architecture in a model config file."""
+    raw = read_yaml(path)
+    raw.pop("model_path", None)
+    return parse_dataclass(UNetConfig, raw, str(path))
+
+
+def save_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Let `write(file)` fill a temporary file beside `path`, then move it there.
+
+    Readers see the old file or the new one, never a part; a failed write leaves no trace.
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_weights(state: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype) -> None:
+    """Write network weights in `dtype`."""
+    weights = {k: v.detach().cpu().contiguous().to(dtype) for k, v in state.items()}
+    save_atomically(path, lambda file: torch.save(weights, file))
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """The mapping in a .pt/.pth or .safetensors file, on the CPU; nothing is executed.
+
+    Raises UserError for a missing, truncated or foreign file, and for pickles that would run
+    code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint{_how_to_get(path)}")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: not a file of plain tensors (refused, nothing in it was run): {reason}"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: truncated or no checkpoint ({str(error).splitlines()[0]})"
+            f"{_how_to_get(path)}"
+        ) from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: expected a state dict, found {type(state).__name__}")
+    return state
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{path}: needs a package: pip install safetensors") from None
+    try:
+        return load_file(path)
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise UserError(f"{path}: truncated or no safetensors file ({error})") from None
+
+
+def _how_to_get(path: Path) -> str:
+    if path.name in PUBLISHED:
+        return f"; fetch it with: python -m models.download {PUBLISHED[path.name][0]}"
+    return "; set model.model_path to the file, or fetch one: python -m models.download --help"
+
+
+def load_model(config: UNetConfig, path: str | Path) -> UNetModel:
+    """The network of `config` with the weights in `path`, float32, in evaluation mode.
+
+    Every name and shape must agree; otherwise UserError says which differ and, for the other
+    published network, which config fits.
+    """
+    state = load_state(path)
+    with torch.device("meta"):
+        model = UNetModel(config)
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {k: tuple(v.shape) if isinstance(v, Tensor) else None for k, v in state.items()}
+    if expected != found:
+        raise UserError(_mismatch(path, expected, found))
+    if any(not torch.isfinite(v).all() for v in state.values()):
+        raise UserError(f"{path}: holds weights that are not finite; the file is damaged")
+    model.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+    if config.use_fp16:
+        model.set_precision(torch.float16)
+    return freeze(model)
+
+
+def freeze(model: nn.Module) -> Any:
+    """`model` in evaluation mode, weights without gradients."""
+    return model.eval().requires_grad_(False)
+
+
+def _mismatch(path: str | Path, expected: dict[str, Any], found: dict[str, Any]) -> str:
+    parts = []
+    for label, names in (
+        ("missing", [n for n in expected if n not in found]),
+        ("unexpected", [n for n in found if n not in expected]),
+    ):
+        if names:
+            parts.append(f"{len(names)} {label} ({_some(names)})")
+    shapes = [
+        f"{n}: {found[n]} in the file, {shape} in the config"
+        for n, shape in expected.items()
+        if n in found and found[n] != shape
+    ]
+    if shapes:
+        parts.append(f"{len(shapes)} of another shape ({_some(shapes)})")
+    return f"{path}: does not fit the model config: {'; '.join(parts)}{_fitting(found)}"
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f", ... {len(names) - _SHOWN_DIFFERENCES} more" * (len(names) > _SHOWN_DIFFERENCES)
+    return ", ".join(names[:_SHOWN_DIFFERENCES]) + more
+
+
+def _fitting(found: dict[str, Any]) -> str:
+    """Advice where the file holds another network that this project has a config for."""
+    folder = Path(__file__).parent.parent / "configs"
+    for file in sorted(folder.glob("*model_config.yaml")):
+        with torch.device("meta"):
+            candidate = UNetModel(model_config(file)).state_dict()
+        if {k: tuple(v.shape) for k, v in candidate.items()} == found:
+            return f". This file fits --model_config=configs/{file.name}"
+    return ""

@@ -1,0 +1,8 @@
+"""The one exception that a user causes and can mend."""
+
+
+class UserError(Exception):
+    """Bad input: the message says what is wrong, where, and what to do.
+
+    The command line prints it as one line and exits with status 2.
+    """
