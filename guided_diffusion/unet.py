@@ -179,7 +179,6 @@ class ResBlock(nn.Module):
             nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
         )
         resamplers = {"": nn.Identity, "up": Upsample, "down": Downsample}
-        # Two attributes of one parameter-free kind: the published names have none for either.
         self.resample = resamplers[resample](channels, False) if resample else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -213,8 +212,10 @@ class AttentionBlock(nn.Module):
         super().__init__()
         if config.num_head_channels != -1:
             num_heads = channels // config.num_head_channels
-        if num_heads < 1 or channels % num_heads or (
-            config.num_head_channels != -1 and channels % config.num_head_channels
+        if (
+            num_heads < 1
+            or channels % num_heads
+            or (config.num_head_channels != -1 and channels % config.num_head_channels)
         ):
             raise UserError(
                 f"model config: {channels} channels cannot be split into attention heads of "
@@ -267,7 +268,6 @@ class UNetModel(nn.Module):
         super().__init__()
         config.check()
         self.config = config
-        self.dtype = torch.float32
         embed_width = 4 * config.num_channels
         self.time_embed = nn.Sequential(
             nn.Linear(config.num_channels, embed_width),
@@ -315,8 +315,8 @@ class UNetModel(nn.Module):
         self, widths: Sequence[int], skip_widths: Sequence[int], embed_width: int
     ) -> nn.ModuleList:
         config, factors = self.config, self.config.attention_factors()
-        num_heads = config.num_heads if config.num_heads_upsample == -1 else (
-            config.num_heads_upsample
+        num_heads = (
+            config.num_heads if config.num_heads_upsample == -1 else (config.num_heads_upsample)
         )
         skips = list(skip_widths)
         channels = skips[-1]
@@ -339,9 +339,13 @@ class UNetModel(nn.Module):
             return ResBlock(channels, channels, embed_width, self.config, resample=direction)
         return (Upsample if direction == "up" else Downsample)(channels, use_conv=True)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type that the convolutions run in."""
+        return self.input_blocks[0][0].weight.dtype
+
     def set_precision(self, dtype: torch.dtype) -> None:
         """Run the convolutions in `dtype`; norms, embeddings and the output stay in float32."""
-        self.dtype = dtype
         for blocks in (self.input_blocks, self.middle_block, self.output_blocks):
             for module in blocks.modules():
                 if isinstance(module, nn.Conv1d | nn.Conv2d):

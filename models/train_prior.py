@@ -172,8 +172,11 @@ class Trainer:
         self.model = UNetModel(self.unet_config).to(self.device, memory_format=torch.channels_last)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=self.config.learning_rate, betas=(0.9, 0.99),
-            weight_decay=0.0, fused=self.device.type == "cuda",
+            self.model.parameters(),
+            lr=self.config.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+            fused=self.device.type == "cuda",
         )
         self.iteration = 0
         self.forward = torch.compile(self.model) if self.config.compile else self.model

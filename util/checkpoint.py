@@ -81,8 +81,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{path}: truncated or no checkpoint ({str(error).splitlines()[0]})"
-            f"{_how_to_get(path)}"
+            f"{path}: truncated or no checkpoint ({str(error).splitlines()[0]}){_how_to_get(path)}"
         ) from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: expected a state dict, found {type(state).__name__}")

@@ -115,7 +115,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         return _convert_union(value, get_args(hint), where)
     if origin is Literal:
         if value not in get_args(hint):
-            raise UserError(f'{where}: unknown value "{value}"{did_you_mean(value, get_args(hint))}')
+            known = did_you_mean(value, get_args(hint))
+            raise UserError(f'{where}: unknown value "{value}"{known}')
         return value
     if origin in (tuple, list, dict):
         return _convert_collection(value, hint, where)

@@ -1,0 +1,269 @@
+"""Conditioning methods: how one reverse step takes the measurement into account.
+
+Each method is a class whose keyword arguments are the config's `conditioning.params`; `start`
+gives x_T and `step` turns x_t into x_{t-1}. To add one, register a class with these two methods.
+Notation is the paper's (DPPS, arXiv 2402.16907); acp are cumulative alphas, norms are taken per
+image. Shapes: x_t [B, 3, H, W], y [B, ...].
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, PriorStep, Transition
+from guided_diffusion.measurements import NoiseModel, Operator
+from util.errors import UserError
+from util.randomness import NoiseSource
+from util.registry import Registry
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be solved: y = noise(A(x)), and the diffusion process that knows about x."""
+
+    y: Tensor
+    operator: Operator
+    noiser: NoiseModel
+    diffusion: GaussianDiffusion
+    image_shape: tuple[int, int, int]  # [3, H, W]
+
+    def distance(self, x0_hat: Tensor) -> Tensor:
+        """d = || y - A(x0_hat) || [B]."""
+        return self.noiser.distance(self.y, self.operator(x0_hat))
+
+
+# x_t, t -> the unconditional prediction and the sampler's transition
+Reverse = Callable[[Tensor, int], tuple[PriorStep, Transition]]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One finished step."""
+
+    x: Tensor  # x_{t-1}, [B, 3, H, W]
+    x0_hat: Tensor  # [B, 3, H, W]
+    distance: Tensor  # [B], on the images' device
+    num_candidates: int = 1
+    best: Tensor | None = None  # index of the chosen candidate, [B]
+
+
+class ConditioningMethod:
+    """Start from noise and step; what the methods share."""
+
+    needs_noise = False  # True: makes no sense where the sampler adds none (DDIM, eta 0)
+
+    def start(self, problem: Problem, noise: NoiseSource) -> Tensor:
+        """x_T ~ N(0, I)."""
+        return noise.normal("start", problem.diffusion.num_timesteps, problem.image_shape)
+
+    def step(
+        self, reverse: Reverse, x_t: Tensor, t: int, problem: Problem, noise: NoiseSource
+    ) -> StepResult:
+        raise NotImplementedError
+
+
+CONDITIONING: Registry[ConditioningMethod] = Registry("conditioning method")
+
+
+def _ancestral(move: Transition, t: int, noise: NoiseSource) -> Tensor:
+    """mean + std z; the mean alone at t = 0."""
+    if t == 0:
+        return move.mean.detach()
+    return move.mean.detach() + move.std.detach() * noise.normal("step", t, move.mean.shape[1:])
+
+
+def _gradient(distance: Tensor, x_t: Tensor) -> Tensor:
+    """Gradient of each image's distance with respect to its own x_t."""
+    return torch.autograd.grad(distance.sum(), x_t)[0]
+
+
+@CONDITIONING.register("vanilla")
+class Vanilla(ConditioningMethod):
+    """No conditioning: ancestral sampling of the prior."""
+
+    def step(self, reverse, x_t, t, problem, noise):
+        with torch.no_grad():
+            prior, move = reverse(x_t, t)
+            x = _ancestral(move, t, noise)
+            return StepResult(x, prior.x0_hat, problem.distance(prior.x0_hat))
+
+
+@CONDITIONING.register("projection")
+class Projection(ConditioningMethod):
+    """Each sample is projected onto the measurement at its own noise level."""
+
+    def step(self, reverse, x_t, t, problem, noise):
+        with torch.no_grad():
+            prior, move = reverse(x_t, t)
+            x = _project(_ancestral(move, t, noise), t, problem, noise)
+            return StepResult(x, prior.x0_hat, problem.distance(prior.x0_hat))
+
+
+def _project(x: Tensor, t: int, problem: Problem, noise: NoiseSource) -> Tensor:
+    y = problem.y
+    time = torch.full((len(y),), t, device=y.device)
+    y_t = problem.diffusion.q_sample(y, time, noise.normal("measurement", t, y.shape[1:]))
+    return problem.operator.project(x, y_t)
+
+
+@CONDITIONING.register("ps")
+class PosteriorSampling(ConditioningMethod):
+    """DPS (Chung et al. 2023): a gradient step of `scale` on the distance of x0_hat."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def distance(self, x0_hat: Tensor, t: int, problem: Problem, noise: NoiseSource) -> Tensor:
+        return problem.distance(x0_hat)
+
+    def step(self, reverse, x_t, t, problem, noise):
+        x_t = x_t.detach().requires_grad_()
+        prior, move = reverse(x_t, t)
+        d = self.distance(prior.x0_hat, t, problem, noise)
+        g = _gradient(d, x_t)
+        x = _ancestral(move, t, noise) - self.scale * g
+        return StepResult(x, prior.x0_hat.detach(), d.detach())
+
+
+@CONDITIONING.register("ps+")
+class PosteriorSamplingPlus(PosteriorSampling):
+    """DPS with the distance averaged over `num_sampling` slightly perturbed x0_hat."""
+
+    _PERTURBATION = 0.05  # times uniform noise on [0, 1)
+
+    def __init__(self, scale: float = 1.0, num_sampling: int = 5) -> None:
+        super().__init__(scale)
+        if num_sampling < 1:
+            raise UserError(f"ps+: num_sampling must be at least 1, got {num_sampling}")
+        self.num_sampling = num_sampling
+
+    def distance(self, x0_hat: Tensor, t: int, problem: Problem, noise: NoiseSource) -> Tensor:
+        total = 0.0
+        for _ in range(self.num_sampling):
+            shift = self._PERTURBATION * noise.uniform("step", t, problem.image_shape)
+            total = total + problem.distance(x0_hat + shift)
+        return total / self.num_sampling
+
+
+@CONDITIONING.register("mcg")
+class ManifoldConstrainedGradient(PosteriorSampling):
+    """MCG (Chung et al. 2022): a DPS step, then the projection."""
+
+    def step(self, reverse, x_t, t, problem, noise):
+        result = super().step(reverse, x_t, t, problem, noise)
+        x = _project(result.x, t, problem, noise)
+        return StepResult(x, result.x0_hat, result.distance)
+
+
+@CONDITIONING.register("dpps")
+class ProximalSampling(ConditioningMethod):
+    """DPPS: aligned start, guidance, and the candidate that agrees best with the measurement.
+
+    scale: guidance scale s; with `scale_by_steps` it is multiplied by 1000 / T, since the
+      guidance adds up over the steps and published scales belong to 1000
+    n_max: candidates at high signal-to-noise ratio
+    candidates: "adaptive" (the published rule) or a fixed number; 1 is DPS with this start
+    init: "aligned" (start from the noised measurement) or "noise"
+    selection: target of the choice, "predicted_noise" (published program) or "interpolated"
+      (the form in the paper's text)
+    """
+
+    needs_noise = True
+
+    def __init__(
+        self,
+        scale: float = 1.0,
+        n_max: int = 50,
+        candidates: Literal["adaptive"] | int = "adaptive",
+        init: Literal["aligned", "noise"] = "aligned",
+        selection: Literal["predicted_noise", "interpolated"] = "predicted_noise",
+        scale_by_steps: bool = False,
+    ) -> None:
+        if n_max < 1 or (candidates != "adaptive" and candidates < 1):
+            raise UserError("dpps: n_max and candidates must be at least 1")
+        self.scale = scale
+        self.n_max = n_max
+        self.candidates = candidates
+        self.init = init
+        self.selection = selection
+        self.scale_by_steps = scale_by_steps
+
+    def start(self, problem: Problem, noise: NoiseSource) -> Tensor:
+        """x_T = sqrt(acp) u + sqrt(1 - acp) z, u the measurement as an image."""
+        z = super().start(problem, noise)
+        u = problem.operator.initial(problem.y) if self.init == "aligned" else None
+        if u is None:
+            return z
+        acp = problem.diffusion.alphas_cumprod[-1]
+        return sqrt(acp) * u + sqrt(1 - acp) * z
+
+    def num_candidates(self, diffusion: GaussianDiffusion, t: int) -> int:
+        """n = floor(max(n_max (1 - exp(-SNR_t)), 2)), or the fixed number."""
+        if self.candidates != "adaptive":
+            return self.candidates
+        return int(max(self.n_max * (1 - np.exp(-diffusion.snr[t])), 2))
+
+    def step(self, reverse, x_t, t, problem, noise):
+        x_t = x_t.detach().requires_grad_()
+        prior, move = reverse(x_t, t)
+        d = problem.distance(prior.x0_hat)
+        g = _gradient(d, x_t)
+        steps = problem.diffusion.num_timesteps
+        s = self.scale * (1000 / steps if self.scale_by_steps else 1)
+        mu = move.mean.detach() - s * g
+        x0_hat, d = prior.x0_hat.detach(), d.detach()
+        if t == 0:
+            return StepResult(mu, x0_hat, d)
+        n = self.num_candidates(problem.diffusion, t)
+        with torch.no_grad():
+            best, z = self.choose(mu, move.std.detach(), prior.eps, x_t, t, n, problem, noise)
+            return StepResult(mu + move.std * z, x0_hat, d, n, best)
+
+    def choose(
+        self,
+        mu: Tensor,
+        std: Tensor,
+        eps: Tensor,
+        x_t: Tensor,
+        t: int,
+        n: int,
+        problem: Problem,
+        noise: NoiseSource,
+    ) -> tuple[Tensor, Tensor]:
+        """Index [B] and noise z [B, 3, H, W] of the candidate mu + std z with the least score.
+
+        score_i = || sqrt(acp_prev) y - A(x_i - sqrt(1 - acp_prev) eps) ||, or, interpolated,
+        || C2 y + C1 A(x_t) - A(x_i) ||. For a linear A both are || r - A(std z_i) || with r the
+        same for all candidates, so no candidate image is formed.
+        """
+        A, y, diffusion = problem.operator, problem.y, problem.diffusion
+        prev = diffusion.alphas_cumprod_prev[t]
+        if self.selection == "predicted_noise":
+            target, base = sqrt(prev) * y, mu - sqrt(1 - prev) * eps
+        else:
+            acp = diffusion.alphas_cumprod[t]
+            c1 = sqrt((1 - prev) / (1 - acp))
+            target, base = (sqrt(prev) - sqrt(acp) * c1) * y + c1 * A(x_t), mu
+        if A.linear:
+            target = target - A(base)
+        best, best_score, best_z, first = None, None, None, 0
+        for z in noise.candidates(t, n, mu.shape[1:]):  # [m, B, 3, H, W]
+            moved = std * z
+            measured = A(moved if A.linear else base + moved)
+            scores = (target - measured).flatten(2).square().sum(2)  # [m, B]
+            score, index = scores.min(dim=0)
+            z = z[index, torch.arange(len(mu), device=mu.device)]
+            if best is None:
+                best, best_score, best_z = index, score, z
+            else:
+                better = score < best_score
+                best = torch.where(better, index + first, best)
+                best_score = torch.where(better, score, best_score)
+                best_z = torch.where(better[:, None, None, None], z, best_z)
+            first += len(scores)
+        return best, best_z

@@ -1,0 +1,442 @@
+"""Measurement operators A and noise models: y = noise(A(x)).
+
+Images are float tensors in [-1, 1]. An operator takes x [..., 3, H, W]; one that holds something
+per image (masks) takes [..., B, 3, H, W]. All are differentiable. To add one, register a class
+whose keyword arguments are its config keys.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.fft import next_fast_len
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+
+from motionblur.motionblur import motion_kernel
+from util.errors import UserError
+from util.img_utils import MaskConfig, random_mask, read_array, read_mask
+from util.randomness import ImageKey, numpy_stream
+from util.registry import Registry
+from util.resizer import bicubic_matrix, filter_matrix
+
+
+@dataclass(frozen=True)
+class OperatorContext:
+    """What the program tells an operator: the images it will see and where they live."""
+
+    height: int
+    width: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    seed: int = 0  # of what is drawn once per run (motion kernel)
+    mask: MaskConfig | None = None  # the task's mask_opt
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(array), dtype=self.dtype, device=self.device)
+
+
+class Operator:
+    """A differentiable measurement operator A."""
+
+    linear = False
+
+    def __init__(self, context: OperatorContext) -> None:
+        self.context = context
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """A(x)."""
+        raise NotImplementedError
+
+    def bind(self, keys: Sequence[ImageKey]) -> "Operator":
+        """The operator for one batch of images; most are the same for all."""
+        return self
+
+    def initial(self, y: Tensor) -> Tensor | None:
+        """An image [B, 3, H, W] to start the aligned initialisation from; None: there is none."""
+        return y
+
+    def project(self, x: Tensor, y: Tensor) -> Tensor:
+        """x moved towards the images that measure as y (projection and MCG methods)."""
+        raise UserError(
+            f"{type(self).__name__}: no projection is known for this operator; use a conditioning "
+            "method without one (dpps, ps, ps+)"
+        )
+
+    def view(self, y: Tensor) -> Tensor:
+        """Measurements [B, ...] as images in [-1, 1] to look at."""
+        return y
+
+    def saved(self) -> dict[str, np.ndarray]:
+        """Arrays of the run (kernel) to keep beside the results, by file name stem."""
+        return {}
+
+    def saved_per_image(self) -> list[dict[str, np.ndarray]]:
+        """Arrays of each image of a bound batch (mask), by file name stem."""
+        return []
+
+
+class LinearOperator(Operator):
+    """A linear operator; candidates are scored on A(noise) alone."""
+
+    linear = True
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A^T y, the exact transpose of the forward computation."""
+        shape = (*y.shape[:-2], self.context.height, self.context.width)
+        x = torch.zeros(shape, dtype=y.dtype, device=y.device, requires_grad=True)
+        with torch.enable_grad():
+            return torch.autograd.grad(self(x), x, y)[0]
+
+    def project(self, x: Tensor, y: Tensor) -> Tensor:
+        return x - self.adjoint(self(x) - y)
+
+
+class SeparableOperator(LinearOperator):
+    """A x = R x C^T: one small matrix for the rows, one for the columns."""
+
+    def __init__(self, context: OperatorContext, rows: np.ndarray, columns: np.ndarray) -> None:
+        super().__init__(context)
+        self.rows, self.columns = context.tensor(rows), context.tensor(columns)
+        self._columns_t = self.columns.T.contiguous()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.rows @ x @ self._columns_t
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.rows.T @ y @ self.columns
+
+
+OPERATORS: Registry[Operator] = Registry("operator", frozenset({"context"}))
+
+
+@OPERATORS.register("noise")
+class Denoising(LinearOperator):
+    """A = identity: the image is only noisy."""
+
+    def __init__(self, *, context: OperatorContext) -> None:
+        super().__init__(context)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+    def project(self, x: Tensor, y: Tensor) -> Tensor:
+        return y
+
+
+@OPERATORS.register("super_resolution")
+class SuperResolution(SeparableOperator):
+    """Antialiased bicubic downsampling (a = -0.5).
+
+    `in_shape` is a published key; the operator follows the size of the images.
+    """
+
+    def __init__(
+        self,
+        scale_factor: int = 4,
+        in_shape: tuple[int, ...] | None = None,
+        *,
+        context: OperatorContext,
+    ) -> None:
+        if scale_factor < 1:
+            raise UserError(f"super_resolution: scale_factor must be at least 1: {scale_factor}")
+        rows = bicubic_matrix(context.height, 1 / scale_factor)
+        columns = bicubic_matrix(context.width, 1 / scale_factor)
+        super().__init__(context, rows, columns)
+
+    def initial(self, y: Tensor) -> Tensor:
+        """y enlarged by nearest neighbour."""
+        return F.interpolate(y, size=(self.context.height, self.context.width), mode="nearest")
+
+    def project(self, x: Tensor, y: Tensor) -> Tensor:
+        return x - self.initial(self(x)) + self.initial(y)
+
+
+@OPERATORS.register("gaussian_blur")
+class GaussianBlur(SeparableOperator):
+    """Gaussian blur of standard deviation `intensity` pixels, reflected border.
+
+    The kernel is an impulse of kernel_size pixels filtered by scipy.ndimage.gaussian_filter,
+    the outer product of its one-dimensional form.
+    """
+
+    def __init__(
+        self, kernel_size: int = 61, intensity: float = 3.0, *, context: OperatorContext
+    ) -> None:
+        _check_kernel_size("gaussian_blur", kernel_size)
+        if intensity <= 0:
+            raise UserError(f"gaussian_blur: intensity must be positive, got {intensity}")
+        impulse = np.zeros(kernel_size)
+        impulse[kernel_size // 2] = 1
+        self.profile = gaussian_filter1d(impulse, intensity)
+        support = np.flatnonzero(self.profile)
+        used = self.profile[support[0] : support[-1] + 1]
+        super().__init__(
+            context, filter_matrix(used, context.height), filter_matrix(used, context.width)
+        )
+
+    def saved(self) -> dict[str, np.ndarray]:
+        return {"kernel": np.outer(self.profile, self.profile).astype(np.float32)}
+
+
+class KernelBlur(LinearOperator):
+    """Cross-correlation with a kernel [k, k] (k odd), reflected border, by FFT."""
+
+    def __init__(self, context: OperatorContext, kernel: np.ndarray) -> None:
+        super().__init__(context)
+        self.kernel = np.asarray(kernel, dtype=np.float32)
+        self.radius, cut = _cut_kernel(self.kernel)
+        if max(self.radius) >= min(context.height, context.width):
+            raise UserError(
+                f"a kernel reaching {max(self.radius)} pixels is too large for an image of "
+                f"{context.height}x{context.width}; use a smaller kernel or a larger image"
+            )
+        # Wrapped-around values stay outside the part that is kept, so no zero padding.
+        self._size = tuple(
+            next_fast_len(side + 2 * r, real=True)
+            for side, r in zip((context.height, context.width), self.radius, strict=True)
+        )
+        flipped = torch.fft.rfft2(context.tensor(cut).double(), s=self._size).conj()
+        complex_type = torch.complex128 if context.dtype == torch.float64 else torch.complex64
+        self._spectrum = flipped.to(complex_type)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        ry, rx = self.radius
+        flat = x.reshape(-1, *x.shape[-3:])
+        padded = F.pad(flat, (rx, rx, ry, ry), mode="reflect")
+        spectrum = torch.fft.rfft2(padded, s=self._size) * self._spectrum
+        blurred = torch.fft.irfft2(spectrum, s=self._size)
+        return blurred[..., : x.shape[-2], : x.shape[-1]].reshape(x.shape)
+
+    def saved(self) -> dict[str, np.ndarray]:
+        return {"kernel": self.kernel}
+
+
+def _cut_kernel(kernel: np.ndarray) -> tuple[tuple[int, int], np.ndarray]:
+    """Half-widths of the smallest centred part that holds all of `kernel`, and that part."""
+    centre_y, centre_x = kernel.shape[0] // 2, kernel.shape[1] // 2
+    ys, xs = np.nonzero(kernel)
+    ry, rx = int(np.abs(ys - centre_y).max()), int(np.abs(xs - centre_x).max())
+    return (ry, rx), kernel[centre_y - ry : centre_y + ry + 1, centre_x - rx : centre_x + rx + 1]
+
+
+@OPERATORS.register("motion_blur")
+class MotionBlur(KernelBlur):
+    """Blur by a random camera path drawn once per run, or by the kernel in a file.
+
+    A file (.npy, .pt or an image) is normalised to sum 1; it must be square with an odd side.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int = 61,
+        intensity: float = 0.5,
+        kernel: str | None = None,
+        *,
+        context: OperatorContext,
+    ) -> None:
+        if kernel is not None:
+            array = read_kernel(kernel)
+        else:
+            _check_kernel_size("motion_blur", kernel_size)
+            if not 0 <= intensity <= 1:
+                raise UserError(f"motion_blur: intensity must be in [0, 1], got {intensity}")
+            rng = numpy_stream(context.seed, "motion_blur kernel")
+            array = motion_kernel(kernel_size, intensity, rng)
+        super().__init__(context, array)
+
+
+def read_kernel(path: str) -> np.ndarray:
+    """A blur kernel from a file: float32 [k, k], k odd, sum 1."""
+    kernel = read_array(path, "kernel")
+    height, width = kernel.shape
+    if height != width or height % 2 == 0:
+        raise UserError(f"{path}: a kernel must be square with an odd side, got {height}x{width}")
+    if (kernel < 0).any() or kernel.sum() <= 0:
+        raise UserError(f"{path}: a kernel must be non-negative and not all zero")
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+def _check_kernel_size(name: str, size: int) -> None:
+    if size < 3 or size % 2 == 0:
+        raise UserError(f"{name}: kernel_size must be an odd number from 3 up, got {size}")
+
+
+@OPERATORS.register("inpainting")
+class Inpainting(LinearOperator):
+    """Pixels dropped by a mask of each image: drawn as mask_opt says, or read from files."""
+
+    def __init__(self, *, context: OperatorContext, masks: Tensor | None = None) -> None:
+        super().__init__(context)
+        if context.mask is None and masks is None:
+            raise UserError("inpainting: the task config needs measurement.mask_opt")
+        self.masks = masks
+
+    def bind(self, keys: Sequence[ImageKey]) -> "Inpainting":
+        c = self.context
+        masks = [self._mask(key) for key in keys]
+        return Inpainting(context=c, masks=c.tensor(np.stack(masks)[:, None]))
+
+    def _mask(self, key: ImageKey) -> np.ndarray:
+        c = self.context
+        if c.mask.mask is not None:
+            return read_mask(c.mask.mask, key.name, c.height, c.width)
+        return random_mask(c.mask, c.height, c.width, key.numpy("mask"))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.masks is None:
+            raise ValueError("inpainting: bind() the operator to a batch of images first")
+        return x * self.masks
+
+    def project(self, x: Tensor, y: Tensor) -> Tensor:
+        return x * (1 - self.masks) + y * self.masks
+
+    def view(self, y: Tensor) -> Tensor:
+        """Dropped pixels are black."""
+        return torch.where(self.masks > 0, y, -1.0)
+
+    def saved_per_image(self) -> list[dict[str, np.ndarray]]:
+        return [{"mask": m[0].cpu().numpy().astype(np.uint8)} for m in self.masks]
+
+
+@OPERATORS.register("phase_retrieval")
+class PhaseRetrieval(Operator):
+    """Magnitude of the centred orthonormal FFT of the image in a frame of zeros.
+
+    The frame on each side is oversample / 8 of the image's side.
+    """
+
+    def __init__(self, oversample: float = 2.0, *, context: OperatorContext) -> None:
+        super().__init__(context)
+        if oversample < 0:
+            raise UserError(f"phase_retrieval: oversample must not be negative: {oversample}")
+        self.pads = [int(oversample / 8 * side) for side in (context.height, context.width)]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        py, px = self.pads
+        padded = torch.fft.ifftshift(F.pad(x, (px, px, py, py)), dim=(-2, -1))
+        spectrum = torch.fft.fft2(padded, norm="ortho")
+        return torch.fft.fftshift(spectrum, dim=(-2, -1)).abs()
+
+    def initial(self, y: Tensor) -> None:
+        """Magnitudes are no image to start from."""
+        return None
+
+    def view(self, y: Tensor) -> Tensor:
+        """Magnitudes span decades: their logarithm, stretched to [-1, 1] per image."""
+        logs = y.clamp(min=0).log1p()
+        low, high = logs.amin((1, 2, 3), keepdim=True), logs.amax((1, 2, 3), keepdim=True)
+        return 2 * (logs - low) / (high - low).clamp(min=1e-12) - 1
+
+
+@OPERATORS.register("nonlinear_blur")
+class NonlinearBlur(Operator):
+    """Blur by the external network of Tran et al. 2021 ("bkse"), kernel drawn once per run.
+
+    Needs that project's code in a folder `bkse` beside this program and its checkpoint, named
+    by KernelWizard.pretrained in `opt_yml_path`.
+    """
+
+    def __init__(
+        self,
+        opt_yml_path: str = "./bkse/options/generate_blur/default.yml",
+        *,
+        context: OperatorContext,
+    ) -> None:
+        super().__init__(context)
+        self.model = _load_kernel_wizard(opt_yml_path).to(context.device)
+        rng = numpy_stream(context.seed, "nonlinear_blur kernel")
+        self.kernel = context.tensor(1.2 * rng.standard_normal((1, 512, 2, 2)))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        flat = (x.reshape(-1, *x.shape[-3:]) + 1) / 2
+        blurred = self.model.adaptKernel(flat, kernel=self.kernel.expand(len(flat), -1, -1, -1))
+        return (blurred * 2 - 1).clamp(-1, 1).reshape(x.shape)
+
+    def saved(self) -> dict[str, np.ndarray]:
+        return {"kernel_code": self.kernel.cpu().numpy()}
+
+
+def _load_kernel_wizard(opt_yml_path: str) -> torch.nn.Module:
+    from util.checkpoint import load_state
+    from util.config import read_yaml
+
+    source = "github.com/VinAIResearch/blur-kernel-space-exploring"
+    try:
+        from bkse.models.kernel_encoding.kernel_wizard import KernelWizard
+    except ImportError as error:
+        raise UserError(
+            f"nonlinear_blur: needs the external code of {source}: put it into a folder named "
+            f"bkse here and install what it needs ({error})"
+        ) from None
+    options = read_yaml(opt_yml_path).get("KernelWizard")
+    if not isinstance(options, dict) or "pretrained" not in options:
+        raise UserError(
+            f"{opt_yml_path}: expected a section KernelWizard with a key pretrained, the "
+            f"checkpoint's path (see {source})"
+        )
+    model = KernelWizard(options)
+    model.load_state_dict(load_state(options["pretrained"]))
+    return model.eval().requires_grad_(False)
+
+
+class NoiseModel:
+    """Noise on a measurement, and the distance that belongs to it."""
+
+    def __call__(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
+        """The noisy measurement of one image, same shape as `clean`."""
+        raise NotImplementedError
+
+    def distance(self, y: Tensor, predicted: Tensor) -> Tensor:
+        """Distance [B] of predicted measurements from y, both [B, ...]: the 2-norm per image."""
+        return (y - predicted).flatten(1).norm(dim=1)
+
+
+NOISES: Registry[NoiseModel] = Registry("noise")
+
+
+@NOISES.register("clean")
+class Clean(NoiseModel):
+    """No noise."""
+
+    def __call__(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
+        return clean
+
+
+@NOISES.register("gaussian")
+class GaussianNoise(NoiseModel):
+    """White Gaussian noise; `sigma` is on the range [-1, 1] (0.01 is 0.005 on [0, 1])."""
+
+    def __init__(self, sigma: float = 0.01) -> None:
+        if sigma < 0:
+            raise UserError(f"noise: sigma must not be negative, got {sigma}")
+        self.sigma = sigma
+
+    def __call__(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
+        return clean + self.sigma * torch.as_tensor(rng.standard_normal(clean.shape)).to(clean)
+
+
+@NOISES.register("poisson")
+class PoissonNoise(NoiseModel):
+    """Photon noise of 8-bit images: 255 * `rate` photons make a white pixel."""
+
+    def __init__(self, rate: float = 1.0) -> None:
+        if rate <= 0:
+            raise UserError(f"noise: rate must be positive, got {rate}")
+        self.rate = rate
+
+    def __call__(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
+        unit = ((clean + 1) / 2).clamp(0, 1).cpu().numpy()
+        photons = rng.poisson(unit * 255.0 * self.rate)
+        noisy = torch.as_tensor(photons / 255.0 / self.rate).to(clean)
+        return (noisy * 2 - 1).clamp(-1, 1)
+
+    def distance(self, y: Tensor, predicted: Tensor) -> Tensor:
+        """Mean over pixels of the norm divided by |y|; pixels with y = 0 are left out."""
+        norm = super().distance(y, predicted)
+        magnitude = y.abs().flatten(1)
+        known = magnitude > 0
+        inverse = torch.where(known, 1 / magnitude.where(known, 1.0), 0.0)
+        return norm * inverse.sum(1) / known.sum(1).clamp(min=1)

@@ -1,0 +1,158 @@
+"""The reverse process: from a measurement to restored images.
+
+from guided_diffusion.sampling import load_prior, restore
+prior = load_prior("configs/demo_model_config.yaml", "configs/demo_diffusion_config.yaml")
+operator = GaussianBlur(61, 3.0, context=OperatorContext(256, 256))
+images = restore(y, operator, prior, params={"scale": 4.0})
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guided_diffusion.condition_methods import (
+    CONDITIONING,
+    ConditioningMethod,
+    Problem,
+    StepResult,
+)
+from guided_diffusion.gaussian_diffusion import (
+    SAMPLERS,
+    GaussianDiffusion,
+    Model,
+    PriorStep,
+    Transition,
+)
+from guided_diffusion.measurements import GaussianNoise, NoiseModel, Operator
+from util.checkpoint import load_model
+from util.config import parse_component
+from util.errors import UserError
+from util.randomness import ImageKey, NoiseSource, PerImageNoise
+from util.run_config import (
+    DiffusionConfig,
+    ModelConfig,
+    load_diffusion_config,
+    load_model_config,
+)
+
+# Called after every step with (t, result); t counts down from T-1 to 0.
+Callback = Callable[[int, StepResult], None]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A diffusion model: network, process and sampler.
+
+    `size_multiple`: sides of images must be multiples of it.
+    """
+
+    model: Model
+    diffusion: GaussianDiffusion
+    sampler: str = "ddpm"
+    eta: float = 0.0  # of the ddim sampler: 0 deterministic, 1 as noisy as ddpm
+    size_multiple: int = 1
+
+    def reverse(self, x_t: Tensor, t: int) -> tuple[PriorStep, Transition]:
+        """Prediction and transition at step t for x_t [B, 3, H, W]."""
+        time = torch.full((len(x_t),), t, device=x_t.device)
+        prior = self.diffusion.predict(self.model, x_t, time)
+        options = {"eta": self.eta} if self.sampler == "ddim" else {}
+        move = SAMPLERS.get(self.sampler)(self.diffusion, prior, x_t, time, **options)
+        return prior, move
+
+    def check_method(self, method: ConditioningMethod) -> None:
+        """UserError where `method` cannot work with this sampler."""
+        single = getattr(method, "candidates", None) == 1
+        if method.needs_noise and self.sampler == "ddim" and self.eta == 0 and not single:
+            raise UserError(
+                "sampler ddim with eta 0 adds no noise, so all dpps candidates are the same: set "
+                "diffusion.eta above 0, or task.conditioning.params.candidates to 1"
+            )
+
+
+def load_prior(
+    model_config: str, diffusion_config: str, device: torch.device | str = "cpu"
+) -> Prior:
+    """The prior that two config files describe, its weights on `device`."""
+    return build_prior(
+        load_model_config(model_config), load_diffusion_config(diffusion_config), device
+    )
+
+
+def build_prior(
+    model: ModelConfig, diffusion: DiffusionConfig, device: torch.device | str
+) -> Prior:
+    """The prior of checked configs, its weights on `device`."""
+    return Prior(
+        load_model(model.unet, model.model_path).to(device),
+        diffusion.build(),
+        diffusion.sampler,
+        diffusion.eta,
+        model.unet.size_multiple(),
+    )
+
+
+def sample(
+    prior: Prior,
+    method: ConditioningMethod,
+    problem: Problem,
+    noise: NoiseSource,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Run the reverse process from T-1 to 0; returns x_0 [B, 3, H, W], not clamped.
+
+    Every random number comes from `noise`; whatever watches the run hangs on `callback`.
+    """
+    x = method.start(problem, noise)
+    for t in reversed(range(prior.diffusion.num_timesteps)):
+        result = method.step(prior.reverse, x, t, problem, noise)
+        x = result.x
+        if callback is not None:
+            callback(t, result)
+    return x.detach()
+
+
+def restore(
+    y: Tensor,
+    operator: Operator,
+    prior: Prior,
+    *,
+    method: str = "dpps",
+    params: Mapping[str, Any] | None = None,
+    noiser: NoiseModel | None = None,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+    noise: NoiseSource | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Restore a batch of measurements.
+
+    y: measurements [B, ...] of images in [-1, 1], on the prior's device
+    operator: the A of y = A(x), bound to these images where it holds masks
+    method, params: conditioning method and its parameters, as in a task config
+    noiser: noise model, which decides the distance (default: Gaussian)
+    seed, names: what an image draws depends on (seed, its name) alone; names default to "0", "1"
+    noise: another source of all random numbers
+    callback: called after every step with (t, StepResult)
+
+    Returns images [B, 3, H, W], nominally in [-1, 1], not clamped. Raises UserError for unknown
+    methods or parameters and for sizes the network cannot take.
+    """
+    component = parse_component(CONDITIONING, method, params, "conditioning.params")
+    chosen = component.build(CONDITIONING)
+    prior.check_method(chosen)
+    height, width = operator.context.height, operator.context.width
+    if height % prior.size_multiple or width % prior.size_multiple:
+        raise UserError(
+            f"images of {height}x{width}: the network needs sides that are multiples of "
+            f"{prior.size_multiple}"
+        )
+    if noise is None:
+        names = [str(i) for i in range(len(y))] if names is None else names
+        noise = PerImageNoise([ImageKey(seed, name) for name in names], y.device)
+    noiser = GaussianNoise() if noiser is None else noiser
+    problem = Problem(y, operator, noiser, prior.diffusion, (3, height, width))
+    return sample(prior, chosen, problem, noise, callback)

@@ -1,0 +1,204 @@
+"""The three config files of a run as typed objects, and how they are combined."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.dataloader import DATASETS
+from guided_diffusion.condition_methods import CONDITIONING
+from guided_diffusion.gaussian_diffusion import SAMPLERS, SCHEDULES, GaussianDiffusion
+from guided_diffusion.measurements import NOISES, OPERATORS
+from guided_diffusion.posterior_mean_variance import MEAN_TYPES, VARIANCE_TYPES
+from guided_diffusion.unet import UNetConfig
+from util.cli import apply_overrides
+from util.config import Component, convert, parse_component, parse_dataclass, read_yaml
+from util.errors import UserError
+from util.img_utils import MaskConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Network architecture and its weights."""
+
+    unet: UNetConfig
+    model_path: str
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Diffusion process and sampler; the keys of a published diffusion config, and two more."""
+
+    sampler: str = "ddpm"
+    steps: int = 1000
+    noise_schedule: str = "linear"
+    model_mean_type: str = "epsilon"
+    model_var_type: str = "learned_range"
+    dynamic_threshold: bool = False
+    clip_denoised: bool = True
+    rescale_timesteps: bool = False
+    timestep_respacing: int | str = ""
+    eta: float = 0.0  # of the ddim sampler
+    # conditioning.params that belong to this number of steps, by operator; they replace those of
+    # a dpps task config
+    guidance: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def build(self) -> GaussianDiffusion:
+        """The diffusion process."""
+        return GaussianDiffusion.create(
+            self.steps,
+            self.noise_schedule,
+            self.timestep_respacing,
+            model_mean_type=self.model_mean_type,
+            model_var_type=self.model_var_type,
+            dynamic_threshold=self.dynamic_threshold,
+            clip_denoised=self.clip_denoised,
+            rescale_timesteps=self.rescale_timesteps,
+        )
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is measured, with what noise, of which images, and how it is restored."""
+
+    conditioning: Component
+    data: Component
+    operator: Component
+    noise: Component
+    mask_opt: MaskConfig | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All three, and the plain mapping they were read from (overrides included)."""
+
+    model: ModelConfig
+    diffusion: DiffusionConfig
+    task: TaskConfig
+    raw: dict[str, Any]
+
+
+def load_run_config(
+    model_path: str | Path,
+    diffusion_path: str | Path,
+    task_path: str | Path,
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """Read and check the three files. `overrides` are "SECTION.KEY=VALUE" with SECTION model,
+    diffusion or task; the diffusion config's `guidance` comes before them."""
+    raw = {
+        "model": read_yaml(model_path),
+        "diffusion": read_yaml(diffusion_path),
+        "task": read_yaml(task_path),
+    }
+    for override in overrides:
+        section = override.partition("=")[0].strip().split(".")[0]
+        if section not in raw:
+            raise UserError(
+                f"--set {override}: expected SECTION.KEY=VALUE, SECTION one of {', '.join(raw)}"
+            )
+    _apply_guidance(raw["diffusion"], raw["task"])
+    apply_overrides(raw, overrides)
+    return RunConfig(
+        _parse_model(raw["model"], str(model_path)),
+        _parse_diffusion(raw["diffusion"], str(diffusion_path)),
+        _parse_task(raw["task"], str(task_path)),
+        raw,
+    )
+
+
+def load_model_config(path: str | Path) -> ModelConfig:
+    return _parse_model(read_yaml(path), str(path))
+
+
+def load_diffusion_config(path: str | Path) -> DiffusionConfig:
+    return _parse_diffusion(read_yaml(path), str(path))
+
+
+def _parse_model(raw: dict[str, Any], where: str) -> ModelConfig:
+    raw = dict(raw)
+    if "model_path" not in raw:
+        raise UserError(f"{where}: missing key model_path")
+    model_path = convert(raw.pop("model_path"), str, f"{where}: model_path")
+    if not model_path:
+        raise UserError(f"{where}: model_path is empty; name a checkpoint file")
+    unet = parse_dataclass(UNetConfig, raw, where)
+    unet.check()
+    return ModelConfig(unet, model_path)
+
+
+def _parse_diffusion(raw: dict[str, Any], where: str) -> DiffusionConfig:
+    config = parse_dataclass(DiffusionConfig, raw, where)
+    for registry, name in (
+        (SAMPLERS, config.sampler),
+        (SCHEDULES, config.noise_schedule),
+        (MEAN_TYPES, config.model_mean_type),
+        (VARIANCE_TYPES, config.model_var_type),
+    ):
+        registry.get(name, where)
+    if config.steps < 1 or config.eta < 0:
+        raise UserError(f"{where}: steps must be at least 1 and eta not negative")
+    for name, params in config.guidance.items():
+        OPERATORS.get(name, f"{where}: guidance")
+        parse_component(CONDITIONING, "dpps", params, f"{where}: guidance: {name}")
+    config.build()  # a respacing that cannot be done is found here, not after the loading
+    return config
+
+
+def _apply_guidance(diffusion: dict[str, Any], task: dict[str, Any]) -> None:
+    guidance = diffusion.get("guidance")
+    conditioning, measurement = task.get("conditioning"), task.get("measurement")
+    if not all(isinstance(m, dict) for m in (guidance, conditioning, measurement)):
+        return
+    operator = measurement.get("operator")
+    params = guidance.get(operator.get("name")) if isinstance(operator, dict) else None
+    if conditioning.get("method") == "dpps" and isinstance(params, dict):
+        conditioning["params"] = {**(conditioning.get("params") or {}), **params}
+
+
+_TASK_KEYS = {"conditioning", "data", "measurement"}
+
+
+def _parse_task(raw: dict[str, Any], where: str) -> TaskConfig:
+    task = _section(raw, where, _TASK_KEYS)
+    conditioning = _section(task["conditioning"], f"{where}: conditioning", {"method"}, {"params"})
+    measurement = _section(
+        task["measurement"], f"{where}: measurement", {"operator", "noise"}, {"mask_opt"}
+    )
+    mask = measurement.get("mask_opt")
+    return TaskConfig(
+        parse_component(
+            CONDITIONING,
+            conditioning["method"],
+            conditioning.get("params"),
+            f"{where}: conditioning.params",
+        ),
+        _named(DATASETS, task["data"], f"{where}: data"),
+        _named(OPERATORS, measurement["operator"], f"{where}: measurement.operator"),
+        _named(NOISES, measurement["noise"], f"{where}: measurement.noise"),
+        None if mask is None else parse_dataclass(MaskConfig, mask, f"{where}: mask_opt"),
+    )
+
+
+def _named(registry: Any, raw: Any, where: str) -> Component:
+    """A section whose `name` chooses the component and whose other keys are its settings."""
+    section = _section(raw, where, {"name"}, None)
+    rest = {k: v for k, v in section.items() if k != "name"}
+    return parse_component(registry, section["name"], rest, where)
+
+
+def _section(
+    raw: Any, where: str, required: set[str], optional: set[str] | None = frozenset()
+) -> dict[str, Any]:
+    """`raw` as a mapping with these keys; `optional` None leaves further keys unchecked."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: expected keys and values with {', '.join(sorted(required))}")
+    missing = sorted(required - raw.keys())
+    if missing:
+        raise UserError(f"{where}: missing key {', '.join(missing)}")
+    if optional is not None:
+        allowed = sorted(required | set(optional))
+        for key in raw:
+            if key not in allowed:
+                raise UserError(f'{where}: unknown key "{key}"; known: {", ".join(allowed)}')
+    return raw
