@@ -75,17 +75,21 @@ def load_state(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path}: not a file of plain tensors (refused, nothing in it was run): {reason}"
+            f"{path}: not a file of plain tensors (refused, nothing in it was run): "
+            f"{_first_line(error)}"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{path}: truncated or no checkpoint ({str(error).splitlines()[0]}){_how_to_get(path)}"
+            f"{path}: truncated or no checkpoint ({_first_line(error)}){_how_to_get(path)}"
         ) from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: expected a state dict, found {type(state).__name__}")
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:

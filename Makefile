@@ -1,0 +1,34 @@
+# make demo: restore three photographs with the prior that ships here
+# make test: run the tests
+# make lint: check the style
+# Each sets up .venv from nothing first, and again when the requirements change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+demo: $(VENV)/.installed
+	$(BIN)/python sample_condition.py --model_config=configs/demo_model_config.yaml \
+		--diffusion_config=configs/demo_diffusion_config.yaml \
+		--task_config=configs/inpainting_config.yaml \
+		--set task.data.name=skimage --limit 3 --save_dir results/demo
+	@echo "Look at results/demo/inpainting/contact_sheet.png"
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,188 @@
+import numpy as np
+import pytest
+import torch
+
+from guided_diffusion.condition_methods import CONDITIONING, Problem, ProximalSampling
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.measurements import (
+    OPERATORS,
+    Denoising,
+    GaussianNoise,
+    OperatorContext,
+    PoissonNoise,
+)
+from guided_diffusion.sampling import Prior, restore, sample
+from tests import golden_data
+from util.errors import UserError
+from util.img_utils import MaskConfig
+from util.randomness import ImageKey, PerImageNoise
+
+SIZE = 16
+NETWORK = {
+    "image_size": SIZE,
+    "num_channels": 32,
+    "num_res_blocks": 1,
+    "channel_mult": "1,2",
+    "attention_resolutions": "8",
+    "num_head_channels": 32,
+}
+TASKS = ["super_resolution", "gaussian_blur", "motion_blur", "inpainting"]
+KEYS = [ImageKey(0, name) for name in ("a.png", "b.png", "sub/c.png", "d.png")]
+
+
+def float64_prior(steps: int) -> Prior:
+    model = golden_data.network(NETWORK, 7).double()
+    return Prior(model, GaussianDiffusion.create(timestep_respacing=steps), size_multiple=2)
+
+
+def operator_for(task: str, dtype: torch.dtype = torch.float64, size: int = SIZE):
+    context = OperatorContext(size, size, dtype=dtype, mask=MaskConfig())
+    params = {"kernel_size": 9, "intensity": 0.5} if "blur" in task else {}
+    return OPERATORS.get(task)(**params, context=context)
+
+
+class Float64Noise(PerImageNoise):
+    def _stack(self, draw, shape, dim=0):
+        return super()._stack(draw, shape, dim).double()
+
+
+def run(prior, method, task, images, keys) -> torch.Tensor:
+    operator = operator_for(task).bind(keys)
+    problem = Problem(operator(images), operator, GaussianNoise(), prior.diffusion, (3, SIZE, SIZE))
+    return sample(prior, method, problem, Float64Noise(keys, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_batch_of_four_equals_four_single_runs(task):
+    prior, method = float64_prior(20), ProximalSampling(scale=2.0)
+    images = golden_data.normal((4, 3, SIZE, SIZE), 1).double().clamp(-1, 1)
+    together = run(prior, method, task, images, KEYS)
+    for i, key in enumerate(KEYS):
+        alone = run(prior, method, task, images[i : i + 1], [key])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("selection", ["predicted_noise", "interpolated"])
+@pytest.mark.parametrize("linear", [True, False])
+def test_choice_is_the_least_score_of_all_candidates(selection, linear):
+    """Against the definition, candidate by candidate; 19 candidates are three blocks."""
+    diffusion, t, n = GaussianDiffusion.create(timestep_respacing=20), 6, 19
+    A = operator_for("super_resolution")
+    A.linear = linear
+    draw = [golden_data.normal((2, 3, SIZE, SIZE), 3, k).double() for k in range(4)]
+    mu, eps, x_t, image = draw
+    std = 0.1 + 0.1 * golden_data.normal((2, 3, SIZE, SIZE), 9).double().abs()
+    problem = Problem(A(image), A, GaussianNoise(), diffusion, (3, SIZE, SIZE))
+    z_all = torch.cat(
+        list(Float64Noise(KEYS[:2], torch.device("cpu")).candidates(t, n, (3, SIZE, SIZE)))
+    )
+    assert len(z_all) == n
+    method = ProximalSampling(selection=selection)
+    noise = Float64Noise(KEYS[:2], torch.device("cpu"))
+    best, z = method.choose(mu, std, eps, x_t, t, n, problem, noise)
+    prev, acp = diffusion.alphas_cumprod_prev[t], diffusion.alphas_cumprod[t]
+    for b in range(2):
+        scores = []
+        for i in range(n):
+            x_i = (mu + std * z_all[i])[b : b + 1]
+            y = problem.y[b : b + 1]
+            if selection == "predicted_noise":
+                residual = prev**0.5 * y - A(x_i - (1 - prev) ** 0.5 * eps[b : b + 1])
+            else:
+                c1 = ((1 - prev) / (1 - acp)) ** 0.5
+                c2 = prev**0.5 - acp**0.5 * c1
+                residual = c2 * y + c1 * A(x_t[b : b + 1]) - A(x_i)
+            scores.append(residual.norm().item())
+        assert best[b].item() == int(np.argmin(scores))
+        torch.testing.assert_close(z[b], z_all[best[b], b])
+
+
+@pytest.mark.parametrize("name", CONDITIONING.names())
+def test_every_method_runs_and_depends_on_its_inputs_alone(name):
+    prior = float64_prior(4)
+    method = CONDITIONING.get(name)()
+    image = golden_data.normal((1, 3, SIZE, SIZE), 2).double().clamp(-1, 1)
+    first = run(prior, method, "inpainting", image, KEYS[:1])
+    assert torch.isfinite(first).all()
+    assert torch.equal(first, run(prior, method, "inpainting", image, KEYS[:1]))
+    assert not torch.equal(first, run(prior, method, "inpainting", image, [ImageKey(1, "a.png")]))
+    if name != "vanilla":
+        assert not torch.allclose(first, run(prior, method, "inpainting", -image, KEYS[:1]))
+
+
+def test_projection_enforces_the_known_pixels():
+    prior = float64_prior(4)
+    image = golden_data.normal((1, 3, SIZE, SIZE), 2).double().clamp(-1, 1)
+    x = run(prior, CONDITIONING.get("projection")(), "inpainting", image, KEYS[:1])
+    mask = operator_for("inpainting").bind(KEYS[:1]).masks
+    acp = prior.diffusion.alphas_cumprod[0]
+    difference = (x - acp**0.5 * image) * mask
+    # at t = 0 the known pixels are q_sample(y, 0): y plus a little noise
+    assert difference.std().item() == pytest.approx(
+        ((1 - acp) * mask.mean().item()) ** 0.5, rel=0.2
+    )
+
+
+def test_one_candidate_from_noise_is_dps():
+    prior = float64_prior(5)
+    image = golden_data.normal((1, 3, SIZE, SIZE), 2).double().clamp(-1, 1)
+    dps = run(prior, CONDITIONING.get("ps")(scale=0.5), "gaussian_blur", image, KEYS[:1])
+    method = ProximalSampling(scale=0.5, candidates=1, init="noise")
+    torch.testing.assert_close(run(prior, method, "gaussian_blur", image, KEYS[:1]), dps)
+
+
+def test_scale_by_steps():
+    prior = float64_prior(5)
+    image = golden_data.normal((1, 3, SIZE, SIZE), 2).double().clamp(-1, 1)
+    runs = [
+        run(prior, method, "gaussian_blur", image, KEYS[:1])
+        for method in (
+            ProximalSampling(scale=200 * 0.01),
+            ProximalSampling(scale=0.01, scale_by_steps=True),
+        )
+    ]
+    torch.testing.assert_close(*runs)
+
+
+def test_gaussian_prior_with_the_known_posterior():
+    """Denoising with an exact Gaussian prior: DPPS comes close to the posterior mean.
+
+    Prior N(0, 0.25) per pixel, y = x + 0.1 n: the posterior mean is y * 0.25 / 0.26.
+    """
+    diffusion = GaussianDiffusion.create(timestep_respacing=200, model_var_type="fixed_small")
+    lookup = torch.zeros(1000)
+    lookup[torch.from_numpy(diffusion.timesteps)] = torch.from_numpy(
+        diffusion.alphas_cumprod
+    ).float()
+
+    def model(x, t):
+        acp = lookup[t].view(-1, 1, 1, 1)
+        return (1 - acp).sqrt() * x / (acp * 0.25 + 1 - acp)
+
+    x = 0.5 * golden_data.normal((4, 3, SIZE, SIZE), 5)
+    y = (x + 0.1 * golden_data.normal((4, 3, SIZE, SIZE), 6)).clamp(-1, 1)
+    operator = Denoising(context=OperatorContext(SIZE, SIZE))
+    restored = restore(y, operator, Prior(model, diffusion), params={"scale": 1.0})
+    error = (restored - y * 0.25 / 0.26).square().mean().sqrt().item()
+    assert error < 0.15  # a draw from the prior is 0.5 away
+
+
+def test_restore_refuses_what_it_cannot_do():
+    prior = float64_prior(3)
+    operator = operator_for("gaussian_blur", size=SIZE + 1)
+    y = torch.zeros(1, 3, SIZE + 1, SIZE + 1, dtype=torch.float64)
+    with pytest.raises(UserError, match="multiples of 2"):
+        restore(y, operator, prior)
+    with pytest.raises(UserError, match='unknown conditioning method "dps"'):
+        restore(y, operator, prior, method="dps")
+    with pytest.raises(UserError, match='unknown key "sclae" .did you mean "scale"'):
+        restore(y, operator, prior, params={"sclae": 1})
+
+
+def test_poisson_distance_guides_too():
+    prior = float64_prior(3)
+    operator = operator_for("gaussian_blur")
+    image = golden_data.normal((1, 3, SIZE, SIZE), 2).double().clamp(-1, 1)
+    problem = Problem(operator(image), operator, PoissonNoise(), prior.diffusion, (3, SIZE, SIZE))
+    noise = Float64Noise(KEYS[:1], torch.device("cpu"))
+    assert torch.isfinite(sample(prior, ProximalSampling(), problem, noise)).all()

@@ -1,0 +1,70 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from guided_diffusion.unet import UNetConfig, UNetModel
+from tests import golden_data
+from util.config import read_yaml
+from util.errors import UserError
+
+GOLDEN = golden_data.load("unet")
+
+
+@pytest.mark.parametrize("case", ["a", "b", "c"])
+def test_output_equals_the_published_network(case):
+    seed = int(GOLDEN[f"{case}/seed"])
+    model = golden_data.network(json.loads(str(GOLDEN[f"{case}/config"])), seed)
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    assert list(shapes.items()) == list(golden_data.shapes(f"case_{case}").items())
+    x, t = golden_data.normal((2, 3, 64, 64), seed, 1), torch.from_numpy(GOLDEN[f"{case}/t"])
+    np.testing.assert_allclose(model(x, t).numpy(), GOLDEN[f"{case}/out"], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "checkpoint"),
+    [("model_config", "ffhq_10m"), ("imagenet_model_config", "imagenet256")],
+)
+def test_published_configs_give_the_published_state_dicts(config, checkpoint):
+    raw = read_yaml(f"configs/{config}.yaml")
+    del raw["model_path"]
+    with torch.device("meta"):
+        state = UNetModel(UNetConfig(**raw)).state_dict()
+    found = [(name, list(value.shape)) for name, value in state.items()]
+    assert found == list(golden_data.shapes(checkpoint).items())
+
+
+@pytest.mark.parametrize("new_order", [True, False])
+def test_checkpointing_changes_nothing(new_order):
+    config = json.loads(str(GOLDEN["a/config"])) | {"use_new_attention_order": new_order}
+    x = golden_data.normal((1, 3, 64, 64), 5)
+    gradients = []
+    for recompute in (False, True):
+        model = golden_data.network(config | {"use_checkpoint": recompute}, 3)
+        leaf = x.clone().requires_grad_()
+        model(leaf, torch.tensor([400])).square().sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_other_image_sizes():
+    model = golden_data.network(json.loads(str(GOLDEN["a/config"])), 3)
+    assert model(torch.zeros(1, 3, 48, 80), torch.tensor([1])).shape == (1, 6, 48, 80)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 100}, "image_size 100 has no default"),
+        ({"channel_mult": "1,2", "image_size": 63}, "multiple of 2"),
+        ({"channel_mult": "1,x"}, "channel_mult"),
+        ({"num_channels": 40}, "multiples of 32"),
+        ({"class_cond": True}, "class_cond"),
+        ({"num_head_channels": 48}, "attention heads"),
+    ],
+)
+def test_impossible_architectures(change, message):
+    config = json.loads(str(GOLDEN["a/config"])) | change
+    with pytest.raises(UserError, match=message):
+        UNetModel(UNetConfig(**config))
