@@ -284,9 +284,9 @@ def train(config: TrainConfig, device: torch.device) -> Trainer:
     for crop in config.crops:
         if crop.size % multiple:
             raise UserError(f"crops: size {crop.size} is not a multiple of {multiple}")
+    store = PhotoStore(config.data_root, config, max(c.size for c in config.crops), device)
     trainer = Trainer(config, unet_config, device)
     trainer.resume()
-    store = PhotoStore(config.data_root, config, max(c.size for c in config.crops), device)
     print(f"{store.count} photographs (half sizes included), starting at {trainer.iteration}")
     log_path = Path(config.run_dir) / "loss.csv"
     log_path.parent.mkdir(parents=True, exist_ok=True)

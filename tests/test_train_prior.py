@@ -1,0 +1,152 @@
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from models.train_prior import CropSpec, PhotoStore, TrainConfig, Trainer, hybrid_loss, main, train
+from util.checkpoint import load_model, model_config
+from util.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainConfig:
+    (tmp_path / "model.yaml").write_text(
+        "image_size: 32\nnum_channels: 32\nnum_res_blocks: 1\nchannel_mult: '1,1'\n"
+        "attention_resolutions: ''\nnum_head_channels: 32\nmodel_path: unused.pt\n"
+    )
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    for i, size in enumerate([(40, 32), (80, 96)]):
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{i}.png")
+    return TrainConfig(
+        model_config=str(tmp_path / "model.yaml"),
+        output=str(tmp_path / "weights.pt"),
+        run_dir=str(tmp_path / "run"),
+        data_root=str(photos),
+        crops=[CropSpec(16, 2, 0.5), CropSpec(8, 3, 0.5)],
+        iterations=6,
+        min_side=40,
+        warmup=2,
+        checkpoint_every=2,
+    )
+
+
+def losses(config: TrainConfig) -> list[tuple[str, str]]:
+    with open(f"{config.run_dir}/loss.csv") as file:
+        return [(row["iteration"], row["mse"]) for row in csv.DictReader(file)]
+
+
+def test_resumed_run_repeats_an_uninterrupted_one(config, tmp_path, monkeypatch):
+    whole = train(config, CPU)
+    resumed_config = dataclasses.replace(
+        config, run_dir=str(tmp_path / "resumed"), output=str(tmp_path / "resumed.pt")
+    )
+    step = Trainer.step
+
+    def interrupted(self, store):
+        if self.iteration == 3:  # one step after the checkpoint: that step is repeated
+            raise KeyboardInterrupt
+        return step(self, store)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(resumed_config, CPU)
+    resumed = train(resumed_config, CPU)
+    assert len(losses(config)) == 3
+    assert losses(resumed_config) == losses(config)
+    for a, b in zip(whole.ema.parameters(), resumed.ema.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_written_weights_load_strictly(config):
+    trainer = train(config, CPU)
+    model = load_model(model_config(config.model_config), config.output)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, trainer.ema.state_dict()[name].half().float())
+
+
+def test_crops_come_from_the_photographs(config):
+    store = PhotoStore(config.data_root, config, 16, CPU)
+    assert store.count == 3  # the larger one is there at half size as well
+    crops = store.crops(8, 16, torch.Generator().manual_seed(0))
+    assert crops.shape == (8, 3, 16, 16)
+    sources = [
+        np.asarray(Image.open(f"{config.data_root}/{i}.png").convert("RGB")) for i in range(2)
+    ]
+    sources.append(np.asarray(Image.fromarray(sources[1]).reduce(2)))
+    windows = [
+        np.lib.stride_tricks.sliding_window_view(s, (16, 16, 3)).reshape(-1, 16, 16, 3)
+        for s in sources
+    ]
+    for crop in crops:
+        pixels = ((crop + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        assert any(
+            (w == p).all((1, 2, 3)).any() for w in windows for p in (pixels, pixels[:, ::-1])
+        )
+
+
+def test_variance_gradient_does_not_reach_the_mean():
+    diffusion = GaussianDiffusion.create()
+    x0 = torch.rand(2, 3, 8, 8) * 2 - 1
+    eps, t = torch.randn_like(x0), torch.tensor([0, 500])
+    x_t = diffusion.q_sample(x0, t, eps)
+    output = torch.cat([eps, torch.zeros_like(eps)], 1).requires_grad_()
+    mse, bound = hybrid_loss(diffusion, output, x0, x_t, t, eps)
+    assert mse.abs().max() < 1e-10
+    assert torch.isfinite(bound).all()
+    gradient = torch.autograd.grad(bound.sum(), output)[0]
+    assert gradient[:, :3].abs().max() == 0
+    assert gradient[:, 3:].abs().max() > 0
+
+
+def test_bad_photographs(config, tmp_path, capsys):
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
+    store = PhotoStore(config.data_root, config, 16, CPU)
+    assert store.count == 3
+    assert "broken.png: not a readable image" in capsys.readouterr().err
+    with pytest.raises(UserError, match="as large as the largest crop .512"):
+        PhotoStore(config.data_root, config, 512, CPU)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="no images"):
+        PhotoStore(empty, config, 16, CPU)
+
+
+def test_another_architecture_is_not_resumed(config, tmp_path):
+    train(config, CPU)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    text = (tmp_path / "model.yaml").read_text().replace("'1,1'", "'1,2'")
+    (tmp_path / "model.yaml").write_text(text)
+    with pytest.raises(UserError, match="another architecture"):
+        train(config, CPU)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_divergence_keeps_the_last_checkpoint(config, tmp_path):
+    train(dataclasses.replace(config, iterations=2), CPU)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    with pytest.raises(UserError, match="diverged at iteration 2"):
+        train(dataclasses.replace(config, vlb_weight=float("nan")), CPU)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_command_line_errors(config, tmp_path, capsys):
+    path = tmp_path / "train.yaml"
+    path.write_text("model_config: x\nepochs: 3\n")
+    assert main([str(path), "--device", "cpu"]) == 2
+    assert 'unknown key "epochs"' in capsys.readouterr().err
+    shipped = "configs/train_demo_prior.yaml"
+    assert main([shipped, "--data_root", str(tmp_path / "none"), "--device", "cpu"]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    crops = ["--set", "crops=[{size: 63, batch_size: 1, share: 1}]"]
+    assert main([shipped, *crops, "--device", "cpu"]) == 2
+    assert "size 63 is not a multiple of 8" in capsys.readouterr().err
