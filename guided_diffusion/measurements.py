@@ -22,7 +22,7 @@ from guided_diffusion.linear_solvers import (
     diagonal_spectrum,
 )
 from motionblur.motionblur import motion_kernel
-from util.errors import UserError
+from util.errors import UnsupportedError, UserError
 from util.img_utils import MaskConfig, random_mask, read_array, read_mask
 from util.randomness import ImageKey, numpy_stream
 from util.registry import Registry
@@ -66,7 +66,7 @@ class Operator:
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """x moved towards the images that measure as y (projection and MCG methods)."""
-        raise UserError(
+        raise UnsupportedError(
             f"{type(self).__name__}: no projection is known for this operator; use a conditioning "
             "method without one (dpps, ps, ps+)"
         )
@@ -107,7 +107,9 @@ class LinearOperator(Operator):
         """A^+ y in closed form; UserError for operators that have none."""
         spectrum = self.spectrum(cutoff)
         if spectrum is None:
-            raise UserError(f"{type(self).__name__}: no pseudo-inverse is known for this operator")
+            raise UnsupportedError(
+                f"{type(self).__name__}: no pseudo-inverse is known for this operator"
+            )
         return spectrum.pseudo_inverse(y)
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:

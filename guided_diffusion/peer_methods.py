@@ -1,8 +1,8 @@
 """Methods of other papers as conditioning methods, for comparison: DiffPIR, DDNM+, PiGDM.
 
 They use the prior's x0_hat like the methods of condition_methods.py, but bring the measurement in
-by solving with the operator. Each says which operators and noises it can work with; for others it
-raises UserError. `diffusion.sampler` moves only "pigdm": the other two bring their own transition.
+by solving with the operator. For operators and noises that a method cannot work with it raises
+UnsupportedError. `diffusion.sampler` concerns "pigdm" alone: the others bring their own transition.
 """
 
 from math import sqrt
@@ -19,7 +19,7 @@ from guided_diffusion.condition_methods import (
 )
 from guided_diffusion.linear_solvers import CUTOFF, conjugate_gradients, tikhonov
 from guided_diffusion.measurements import Clean, GaussianNoise, LinearOperator, NoiseModel, Operator
-from util.errors import UserError
+from util.errors import UnsupportedError, UserError
 from util.randomness import NoiseSource
 
 
@@ -46,7 +46,7 @@ class LinearMethod(ConditioningMethod):
         objection = self._objection(problem.operator, problem.noiser)
         if objection:
             name = type(problem.operator).__name__
-            raise UserError(f"{self.title} {objection}; it cannot do {name} with this noise")
+            raise UnsupportedError(f"{self.title} {objection}: not {name} with this noise")
         return super().start(problem, noise)
 
 

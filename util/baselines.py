@@ -18,7 +18,7 @@ from guided_diffusion.measurements import (
     Operator,
     SuperResolution,
 )
-from util.errors import UserError
+from util.errors import UnsupportedError, UserError
 from util.registry import Registry
 from util.resizer import bicubic_matrix
 
@@ -34,7 +34,7 @@ def measurement(y: Tensor, operator: Operator) -> Tensor:
     """y as an image; smaller ones are enlarged by nearest neighbour."""
     image = operator.initial(y)
     if image is None:
-        raise UserError(f"{type(operator).__name__}: the measurement is not an image")
+        raise UnsupportedError(f"{type(operator).__name__}: the measurement is not an image")
     return image
 
 
@@ -45,7 +45,9 @@ def classical(y: Tensor, operator: Operator) -> Tensor:
         if isinstance(operator, kind):
             return method(y, operator)
     known = ", ".join(kind.__name__ for kind in _CLASSICAL)
-    raise UserError(f"{type(operator).__name__}: no classical baseline; there is one for {known}")
+    raise UnsupportedError(
+        f"{type(operator).__name__}: no classical baseline; there is one for {known}"
+    )
 
 
 def _bicubic(y: Tensor, operator: SuperResolution) -> Tensor:

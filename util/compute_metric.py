@@ -94,7 +94,7 @@ def _first(files: Mapping[str, Path]) -> str:
 
 def read_pair(label: Path, recon: Path) -> tuple[np.ndarray, np.ndarray]:
     """Both images as uint8 [H, W, 3]; UserError where their sizes differ."""
-    pair = np.asarray(read_image(label)), np.asarray(read_image(recon))
+    pair = np.array(read_image(label)), np.array(read_image(recon))
     if pair[0].shape != pair[1].shape:
         sizes = [f"{p.shape[1]}x{p.shape[0]}" for p in pair]
         raise UserError(f"{recon}: {sizes[1]}, but its label {label} is {sizes[0]}")

@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,7 +59,7 @@ def _quiet():
         yield
 
 
-def _download(what: str, name: str, build) -> Any:
+def _download(what: str, name: str, build: Callable[[], Any]) -> Any:
     """build(), which may download; a failure becomes advice."""
     get_logger().info(
         "%s: on first use the weights are downloaded to %s", what, torch.hub.get_dir()
