@@ -68,7 +68,7 @@ class DiffPIR(LinearMethod):
     # With a smaller sigma the prior would have no weight at all (noiseless measurements).
     _LEAST_SIGMA = 1e-3
 
-    def __init__(self, lam: float = 7.0, zeta: float = 0.3, cg_iterations: int = 10) -> None:
+    def __init__(self, lam: float = 1.0, zeta: float = 0.3, cg_iterations: int = 10) -> None:
         if lam <= 0 or not 0 <= zeta <= 1 or cg_iterations < 1:
             raise UserError("diffpir: lam must be positive, zeta in [0, 1], cg_iterations from 1")
         self.lam = lam

@@ -204,11 +204,15 @@ def _finite(value: float) -> float | str:
     return value if np.isfinite(value) else str(value)  # JSON knows no infinity
 
 
+def _head(metric: str, settings: Mapping[str, Any]) -> str:
+    return f"LPIPS {settings['lpips_net']}" if metric == "lpips" else UNITS[metric]
+
+
 def to_table(measured: Measured) -> str:
     """The table for a terminal."""
     summary = measured.summary()
     width = max(len("standard error"), *(len(name) for name in measured.rows)) + 2
-    heads = [UNITS[m] + (" " + measured.settings["lpips_net"]) * (m == "lpips") for m in summary]
+    heads = [_head(m, measured.settings) for m in summary]
     rows = [(n, [row.get(m) for m in summary]) for n, row in measured.rows.items()]
     rows.append(("mean", [s.value for s in summary.values()]))
     rows.append(("standard error", [s.error for s in summary.values()]))

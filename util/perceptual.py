@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +28,7 @@ LPIPS_NETS = ("vgg", "alex")
 WEIGHTS = (*LPIPS_NETS, "inception")  # names of --weights
 _INCEPTION_BATCH = 16
 _FEATURES = "2048"
+_FIRST_LAYER = "Conv2d_1a_3x3.conv.weight"  # of torch-fidelity's checkpoint
 
 
 def parse_weights(items: Sequence[str]) -> dict[str, Path]:
@@ -138,10 +139,21 @@ class Fid:
             self.features = _scripted(weights) or _checked_inception(weights)
         self.features.to(self.device)
 
-    def statistics(self, images: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Mean and covariance of the features of uint8 [H, W, 3] images."""
-        from torch_fidelity.metric_fid import fid_features_to_statistics
+    def __call__(self, labels: Sequence[np.ndarray], images: Sequence[np.ndarray]) -> float:
+        """Distance of two sets of uint8 [H, W, 3] images; UserError for fewer than 2 in one."""
+        from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
+        a, b = self._extract(labels), self._extract(images)
+        if len(a) + len(b) < a.shape[1]:
+            # Small sets span few dimensions; a basis of these changes nothing but the time.
+            basis = torch.linalg.qr(torch.cat([a, b]).T).Q
+            a, b = a @ basis, b @ basis
+        statistics = fid_features_to_statistics(a), fid_features_to_statistics(b)
+        (value,) = fid_statistics_to_metric(*statistics, False).values()
+        return max(float(value), 0.0)  # rounding can make it slightly negative
+
+    def _extract(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Features [N, 2048], float64, on the CPU."""
         if len(images) < 2:
             raise UserError(
                 f"FID compares two distributions: it needs at least 2 images, got {len(images)}; "
@@ -156,14 +168,7 @@ class Fid:
                 x = torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2).to(self.device)
                 with torch.no_grad():
                     found.append(self.features(x)[0].cpu().double())
-        return fid_features_to_statistics(torch.cat(found))
-
-    def __call__(self, labels: Sequence[np.ndarray], images: Sequence[np.ndarray]) -> float:
-        from torch_fidelity.metric_fid import fid_statistics_to_metric
-
-        statistics = self.statistics(labels), self.statistics(images)
-        (value,) = fid_statistics_to_metric(*statistics, False).values()
-        return float(value)
+        return torch.cat(found)
 
 
 def _inception(weights: Path | None) -> nn.Module:
@@ -178,8 +183,10 @@ def _inception(weights: Path | None) -> nn.Module:
 
 def _checked_inception(weights: Path) -> nn.Module:
     """torch-fidelity's network from a file; it unpickles, so the file is checked first."""
-    load_state(weights)
+    state = load_state(weights)
     try:
+        if _FIRST_LAYER not in state:
+            raise RuntimeError(_FIRST_LAYER)
         return _inception(weights)
     except RuntimeError:
         raise UserError(
