@@ -134,31 +134,35 @@ def test_without_the_packages(folders, monkeypatch, capsys):
         assert "pip install -r requirements-metrics.txt" in capsys.readouterr().err
 
 
-def vgg_features(seed=0):
-    """Random convolutions of torchvision's VGG16, by its names."""
-    generator = torch.Generator().manual_seed(seed)
-    state, channels = {}, 3
-    widths = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256}
-    widths |= dict.fromkeys((17, 19, 21, 24, 26, 28), 512)
-    for layer, width in widths.items():
-        weight = torch.randn(width, channels, 3, 3, generator=generator)
-        state[f"features.{layer}.weight"] = weight * (2 / (9 * channels)) ** 0.5
-        state[f"features.{layer}.bias"] = torch.zeros(width)
-        channels = width
+def alexnet_features():
+    """Random convolutions of torchvision's AlexNet, by its names."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        0: (64, 3, 11),
+        3: (192, 64, 5),
+        6: (384, 192, 3),
+        8: (256, 384, 3),
+        10: (256, 256, 3),
+    }
+    state = {}
+    for layer, (out, channels, side) in shapes.items():
+        weight = torch.randn(out, channels, side, side, generator=generator)
+        state[f"features.{layer}.weight"] = weight * (2 / (channels * side**2)) ** 0.5
+        state[f"features.{layer}.bias"] = torch.zeros(out)
     return state
 
 
 def test_lpips_with_local_weights(tmp_path):
     pytest.importorskip("lpips")
-    torch.save(vgg_features(), tmp_path / "vgg.pt")
-    lpips = perceptual.Lpips("vgg", tmp_path / "vgg.pt")
-    a, b = (np.random.default_rng(i).integers(0, 255, (32, 32, 3)).astype("uint8") for i in (0, 1))
+    torch.save(alexnet_features(), tmp_path / "alex.pt")
+    lpips = perceptual.Lpips("alex", tmp_path / "alex.pt")
+    a, b = (np.random.default_rng(i).integers(0, 255, (64, 64, 3)).astype("uint8") for i in (0, 1))
     near = np.clip(a.astype(int) + 3, 0, 255).astype("uint8")
     assert lpips(a, a) == 0
     assert 0 < lpips(a, near) < lpips(a, b)
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match="not the ImageNet weights of the vgg backbone"):
-        perceptual.Lpips("vgg", tmp_path / "other.pt")
+    with pytest.raises(UserError, match="not the ImageNet weights of the alex backbone"):
+        perceptual.Lpips("alex", tmp_path / "other.pt")
 
 
 class PooledColours(torch.nn.Module):
@@ -180,7 +184,7 @@ def test_fid_with_a_torchscript_network(tmp_path):
     assert abs(fid(images, images)) < 1e-3
     assert 0.1 < fid(images, darker) < fid(images, darkest)
     (tmp_path / "broken.pt").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="broken.pt: "):
+    with pytest.raises(UserError, match=r"broken\.pt: "):
         perceptual.Fid(tmp_path / "broken.pt")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="not the weights of torch-fidelity's Inception"):

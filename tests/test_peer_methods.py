@@ -94,14 +94,12 @@ def test_ddnm_plus_does_not_take_the_noise_for_image():
 def test_without_closed_form_by_conjugate_gradients(method):
     operator = MotionBlur(5, context=OperatorContext(SIZE, SIZE))
     y = operator(images())
-    restored = run(method, operator, GaussianNoise(0.02), y, cg_iterations=20)
+    restored = run(method, operator, GaussianNoise(0.02), y, cg_iterations=10)
     assert (operator(restored) - y).std() < 0.15 * y.std()
 
 
-@pytest.mark.parametrize("method", PEERS)
+@pytest.mark.parametrize("method", ["diffpir", "pigdm"])
 def test_cg_agrees_with_the_closed_form(method, monkeypatch):
-    if method == "ddnm+":
-        pytest.skip("has no version without the closed form")
     operator = GaussianBlur(9, 1.0, context=OperatorContext(SIZE, SIZE))
     y = operator(images())
     prior = gaussian_prior()
