@@ -191,7 +191,7 @@ def test_a_failure_leaves_a_dash(table, monkeypatch):
 
 
 def test_diverged_images_make_a_dash_and_are_not_run_again(table, restored):
-    rows = [{"name": "DPPS", "method": "dpps", "params": {"scale": 1e30}}]
+    rows = [{"name": "DPPS", "method": "dpps", "params": {"scale": 1e300}}]
     change(table, rows=rows, compare=None)
     assert run(table, "--limit", "1") == 1
     assert "not finite" in read_csv(table)["DPPS", "sr", ""]["problem"]
@@ -243,6 +243,17 @@ def test_report_and_commands(table):
     assert "python3 sample_condition.py" in text
     assert (report.parent / "results_small.png").is_file()
     assert "--set" in (table.parent / "out" / "small_commands.txt").read_text()
+
+
+def test_dry_run_takes_what_is_there(table, restored):
+    assert run(table, "--limit", "1", "--dry_run") == 1
+    assert restored == []
+    assert read_csv(table)["DPPS", "sr", ""]["problem"] == "not run yet"
+    run(table, "--limit", "1")
+    before, count = read_csv(table), len(restored)
+    run(table, "--limit", "1", "--dry_run")
+    assert len(restored) == count
+    assert read_csv(table)["DPPS", "sr", "psnr"] == before["DPPS", "sr", "psnr"]
 
 
 def test_an_unreadable_photograph_is_left_out_of_every_cell(table):

@@ -64,6 +64,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=FILE",
         help="local weights of metrics; NAME vgg, alex or inception",
     )
+    add("--dry_run", action="store_true", help="restore nothing, show what --cache holds")
     add("--device", default="auto", help="cuda, cuda:N, mps, cpu, or auto: the best there is")
     add(
         "--set",
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = []
     try:
         for name, spec in specs:
-            runner = Runner(Path(args.cache), device, spec.batch_size)
+            runner = Runner(Path(args.cache), device, spec.batch_size, args.dry_run)
             scorer = Scorer(spec.metrics, args.lpips_net, weights, device)
             table = run_table(spec, runner, scorer, Writer(Path(args.out), name))
             made.append((name, table))

@@ -29,6 +29,7 @@ from util.run_config import RunConfig
 from util.tables.spec import Cell
 
 _MANIFEST = "cell.json"
+NOT_RUN = "not run yet"
 
 
 @dataclass
@@ -105,9 +106,15 @@ class _Counting(nn.Module):
 
 
 class Runner:
-    """Runs cells; keeps the last prior and data set, which neighbouring cells share."""
+    """Runs cells; keeps the last prior and data set, which neighbouring cells share.
 
-    def __init__(self, cache: Path, device: torch.device, batch_size: int) -> None:
+    With `dry_run` nothing is restored: cells that miss images raise UserError.
+    """
+
+    def __init__(
+        self, cache: Path, device: torch.device, batch_size: int, dry_run: bool = False
+    ) -> None:
+        self.dry_run = dry_run
         self.cache = cache
         self.device = device
         self.batch_size = batch_size
@@ -131,6 +138,8 @@ class Runner:
         missing = run.missing(names)
         if not missing:
             return run
+        if self.dry_run:
+            raise UserError(NOT_RUN)
         settings = Settings(
             seed, self.batch_size, device=self.device, measurement_seed=cell.measurement_seed
         )

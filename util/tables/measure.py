@@ -22,7 +22,7 @@ from util.statistics import (
     per_image,
     steadiness,
 )
-from util.tables.cells import CellRun, Runner, describe
+from util.tables.cells import NOT_RUN, CellRun, Runner, describe
 from util.tables.spec import Cell, TableSpec, build_cells
 
 Values = dict[tuple[str, int], float]  # by image and seed
@@ -177,8 +177,7 @@ def run_table(
     """Run what is missing and score everything; `on_cell` sees the table grow."""
     cells = build_cells(spec)
     names, notes = photographs(cells, runner, spec.limit)
-    waiting = "not run yet"
-    results = [[CellResult(cell, waiting) for cell in row] for row in cells]
+    results = [[CellResult(cell, NOT_RUN) for cell in row] for row in cells]
     table = TableResult(spec, names, results, scorer.metrics, [*scorer.notes, *notes])
     total = sum(len(row) for row in cells)
     done = 0
