@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+import sample_condition
 from tests import golden_data
 from util import make_table
 from util.errors import UserError
@@ -254,6 +256,19 @@ def test_dry_run_takes_what_is_there(table, restored):
     run(table, "--limit", "1", "--dry_run")
     assert len(restored) == count
     assert read_csv(table)["DPPS", "sr", "psnr"] == before["DPPS", "sr", "psnr"]
+
+
+def test_the_command_of_a_cell_reproduces_its_number(table, tmp_path):
+    run(table, "--limit", "2", "--seeds", "3")
+    cell = build_cells(load_spec(table))[2][0]
+    words = shlex.split(cell.command(3, 2))
+    assert words[:2] == ["python3", "sample_condition.py"]
+    assert (
+        sample_condition.main([*words[2:], f"--save_dir={tmp_path / 'one'}", "--device=cpu"]) == 0
+    )
+    with (tmp_path / "one" / "super_resolution" / "metrics.csv").open() as file:
+        mean = next(float(r["psnr"]) for r in csv.DictReader(file) if r["file"] == "mean")
+    assert float(read_csv(table)["DPPS", "sr", "psnr"]["mean"]) == pytest.approx(mean, abs=1e-4)
 
 
 def test_an_unreadable_photograph_is_left_out_of_every_cell(table):

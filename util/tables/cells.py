@@ -1,7 +1,8 @@
 """Runs the cells of tables, reusing every image that is there.
 
-A cell's folder is `<cache>/<hash of its config>/seed_<k>`: the images of a results folder and
-`cell.json`, which says of each finished image how long it took and what it scored.
+A cell's folder is `<cache>/<hash of its config>/seed_<k>` (and the device, if it is no CPU): the
+images of a results folder and `cell.json`, which says of each finished image how long it took and
+what it scored.
 """
 
 import dataclasses
@@ -134,7 +135,9 @@ class Runner:
 
         Raises whatever stops the run; images finished before that are kept.
         """
-        run = CellRun.open(self.cache / cell.key / f"seed_{seed}")
+        # CPU and GPU generators draw other numbers, so their samples are kept apart.
+        device = "" if self.device.type == "cpu" else f"_{self.device.type}"
+        run = CellRun.open(self.cache / cell.key / f"seed_{seed}{device}")
         missing = run.missing(names)
         if not missing:
             return run
