@@ -15,8 +15,14 @@ from scipy.fft import next_fast_len
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
+from guided_diffusion.linear_solvers import (
+    CUTOFF,
+    SeparableFactors,
+    Spectrum,
+    diagonal_spectrum,
+)
 from motionblur.motionblur import motion_kernel
-from util.errors import UserError
+from util.errors import UnsupportedError, UserError
 from util.img_utils import MaskConfig, random_mask, read_array, read_mask
 from util.randomness import ImageKey, numpy_stream
 from util.registry import Registry
@@ -60,7 +66,7 @@ class Operator:
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """x moved towards the images that measure as y (projection and MCG methods)."""
-        raise UserError(
+        raise UnsupportedError(
             f"{type(self).__name__}: no projection is known for this operator; use a conditioning "
             "method without one (dpps, ps, ps+)"
         )
@@ -90,6 +96,22 @@ class LinearOperator(Operator):
         with torch.enable_grad():
             return torch.autograd.grad(self(x), x, y)[0]
 
+    def spectrum(self, cutoff: float = CUTOFF) -> Spectrum | None:
+        """Singular values and bases; None where they are not known in closed form.
+
+        Values up to `cutoff` times the largest count as zero.
+        """
+        return None
+
+    def pseudo_inverse(self, y: Tensor, cutoff: float = CUTOFF) -> Tensor:
+        """A^+ y in closed form; UserError for operators that have none."""
+        spectrum = self.spectrum(cutoff)
+        if spectrum is None:
+            raise UnsupportedError(
+                f"{type(self).__name__}: no pseudo-inverse is known for this operator"
+            )
+        return spectrum.pseudo_inverse(y)
+
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         return x - self.adjoint(self(x) - y)
 
@@ -101,12 +123,16 @@ class SeparableOperator(LinearOperator):
         super().__init__(context)
         self.rows, self.columns = context.tensor(rows), context.tensor(columns)
         self._columns_t = self.columns.T.contiguous()
+        self._factors = SeparableFactors(self.rows, self.columns)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.rows @ x @ self._columns_t
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.rows.T @ y @ self.columns
+
+    def spectrum(self, cutoff: float = CUTOFF) -> Spectrum:
+        return self._factors.spectrum(cutoff)
 
 
 OPERATORS: Registry[Operator] = Registry("operator", frozenset({"context"}))
@@ -121,6 +147,9 @@ class Denoising(LinearOperator):
 
     def __call__(self, x: Tensor) -> Tensor:
         return x
+
+    def spectrum(self, cutoff: float = CUTOFF) -> Spectrum:
+        return diagonal_spectrum(self.context.tensor(np.ones((1, 1))))
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         return y
@@ -289,6 +318,9 @@ class Inpainting(LinearOperator):
         if self.masks is None:
             raise ValueError("inpainting: bind() the operator to a batch of images first")
         return x * self.masks
+
+    def spectrum(self, cutoff: float = CUTOFF) -> Spectrum:
+        return diagonal_spectrum(self.masks)
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         return x * (1 - self.masks) + y * self.masks

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import guided_diffusion.peer_methods  # noqa: F401 (registers its methods)
 from guided_diffusion.condition_methods import (
     CONDITIONING,
     ConditioningMethod,

@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it as one line and exits with status 2.
     """
+
+
+class UnsupportedError(UserError):
+    """A method that by its nature cannot do a task; in a table that is a dash, not a failure."""

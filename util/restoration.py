@@ -30,6 +30,13 @@ class Settings:
     batch_size: int = 1
     record_every: int = 0  # steps between progress images; 0: none
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    # Seed of the measurement (kernel, mask, noise); None: `seed`. Fixed, it lets one measurement
+    # be restored several times.
+    measurement_seed: int | None = None
+
+    @property
+    def seed_of_measurement(self) -> int:
+        return self.seed if self.measurement_seed is None else self.measurement_seed
 
 
 @dataclass
@@ -45,7 +52,7 @@ def build_operator(config: RunConfig, settings: Settings) -> Operator:
     """The operator of the task for images of the model's size."""
     size = config.model.unet.image_size
     context = OperatorContext(
-        size, size, settings.device, seed=settings.seed, mask=config.task.mask_opt
+        size, size, settings.device, seed=settings.seed_of_measurement, mask=config.task.mask_opt
     )
     return config.task.operator.build(OPERATORS, context=context)
 
@@ -71,7 +78,7 @@ def restore_dataset(
     started = time.perf_counter()
     for batch in _batches(dataset, names, settings.batch_size, outcome):
         labels = torch.stack([label for _, label in batch]).to(settings.device)
-        keys = [ImageKey(settings.seed, name) for name, _ in batch]
+        keys = [ImageKey(settings.seed_of_measurement, name) for name, _ in batch]
         bound = operator.bind(keys)
         clean = bound(labels)
         y = torch.stack([noiser(c, k.numpy("noise")) for c, k in zip(clean, keys, strict=True)])
@@ -79,7 +86,7 @@ def restore_dataset(
         _save_measurements(results, outputs, bound, y)
         recorder = _Recorder(results, outputs, settings.record_every, progress)
         problem = Problem(y, bound, noiser, prior.diffusion, tuple(labels.shape[1:]))
-        noise = PerImageNoise(keys, settings.device)
+        noise = PerImageNoise([ImageKey(settings.seed, k.name) for k in keys], settings.device)
         restored = sample(prior, method, problem, noise, recorder)
         for key, output, label, image in zip(keys, outputs, labels, restored, strict=True):
             if not torch.isfinite(image).all():

@@ -1,0 +1,174 @@
+"""Methods of other papers as conditioning methods, for comparison: DiffPIR, DDNM+, PiGDM.
+
+They use the prior's x0_hat like the methods of condition_methods.py, but bring the measurement in
+by solving with the operator. For operators and noises that a method cannot work with it raises
+UnsupportedError. `diffusion.sampler` concerns "pigdm" alone: the others bring their own transition.
+"""
+
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from guided_diffusion.condition_methods import (
+    CONDITIONING,
+    ConditioningMethod,
+    Problem,
+    StepResult,
+    _ancestral,
+)
+from guided_diffusion.linear_solvers import CUTOFF, conjugate_gradients, tikhonov
+from guided_diffusion.measurements import Clean, GaussianNoise, LinearOperator, NoiseModel, Operator
+from util.errors import UnsupportedError, UserError
+from util.randomness import NoiseSource
+
+
+class LinearMethod(ConditioningMethod):
+    """A method for linear operators and Gaussian noise."""
+
+    title = ""
+    needs_spectrum = False
+
+    def supports(self, operator: Operator, noiser: NoiseModel) -> bool:
+        """Whether `start` will accept this problem."""
+        return self._objection(operator, noiser) is None
+
+    def _objection(self, operator: Operator, noiser: NoiseModel) -> str | None:
+        if not isinstance(operator, LinearOperator):
+            return "needs a linear operator"
+        if not isinstance(noiser, GaussianNoise | Clean):
+            return "needs Gaussian noise, or none"
+        if self.needs_spectrum and operator.spectrum(CUTOFF) is None:
+            return "needs an operator whose singular values are known in closed form"
+        return None
+
+    def start(self, problem: Problem, noise: NoiseSource) -> Tensor:
+        objection = self._objection(problem.operator, problem.noiser)
+        if objection:
+            name = type(problem.operator).__name__
+            raise UnsupportedError(f"{self.title} {objection}: not {name} with this noise")
+        return super().start(problem, noise)
+
+
+def _sigma(problem: Problem) -> float:
+    """Standard deviation of the measurement noise."""
+    return getattr(problem.noiser, "sigma", 0.0)
+
+
+@CONDITIONING.register("diffpir")
+class DiffPIR(LinearMethod):
+    """DiffPIR (Zhu et al. 2023, arXiv 2305.08995, algorithm 1).
+
+    lam: lambda of eq. 13, the weight of the prior
+    zeta: share of fresh noise in the transition (0: deterministic, 1: all)
+    cg_iterations: for operators without a closed-form solution (motion blur)
+    """
+
+    title = "DiffPIR"
+    # With a smaller sigma the prior would have no weight at all (noiseless measurements).
+    _LEAST_SIGMA = 1e-3
+
+    def __init__(self, lam: float = 1.0, zeta: float = 0.3, cg_iterations: int = 10) -> None:
+        if lam <= 0 or not 0 <= zeta <= 1 or cg_iterations < 1:
+            raise UserError("diffpir: lam must be positive, zeta in [0, 1], cg_iterations from 1")
+        self.lam = lam
+        self.zeta = zeta
+        self.cg_iterations = cg_iterations
+
+    def step(self, reverse, x_t, t, problem, noise):
+        diffusion = problem.diffusion
+        acp, prev = diffusion.alphas_cumprod[t], diffusion.alphas_cumprod_prev[t]
+        with torch.no_grad():
+            prior, _ = reverse(x_t, t)
+            d = problem.distance(prior.x0_hat)
+            # rho_t = lambda sigma^2 / sigma_bar_t^2, sigma_bar_t^2 = (1 - acp) / acp
+            rho = self.lam * max(_sigma(problem), self._LEAST_SIGMA) ** 2 * acp / (1 - acp)
+            x0 = tikhonov(problem.operator, problem.y, prior.x0_hat, rho, self.cg_iterations)
+            if t == 0:
+                return StepResult(x0, prior.x0_hat, d)
+            eps = (x_t - sqrt(acp) * x0) / sqrt(1 - acp)
+            z = noise.normal("step", t, x_t.shape[1:])
+            mixed = sqrt(1 - self.zeta) * eps + sqrt(self.zeta) * z
+            return StepResult(sqrt(prev) * x0 + sqrt(1 - prev) * mixed, prior.x0_hat, d)
+
+
+@CONDITIONING.register("ddnm+")
+class DDNMPlus(LinearMethod):
+    """DDNM+ (Wang et al. 2023, arXiv 2212.00490, eq. 17-19 and appendix I), without time travel.
+
+    The measured components of x0_hat are replaced by A^+ y as far as the noise that comes with
+    them fits into the noise of the step; the rest of that noise is drawn.
+    """
+
+    title = "DDNM+"
+    needs_spectrum = True
+
+    def step(self, reverse, x_t, t, problem, noise):
+        diffusion = problem.diffusion
+        a, b = diffusion.posterior_mean_coef1[t], diffusion.posterior_mean_coef2[t]
+        sigma_t = sqrt(diffusion.posterior_variance[t])
+        with torch.no_grad():
+            prior, _ = reverse(x_t, t)
+            d = problem.distance(prior.x0_hat)
+            spectrum = problem.operator.spectrum(CUTOFF)
+            inverse = spectrum.inverse_values()
+            added = a * _sigma(problem) * inverse  # std that A^+ y would bring into x_{t-1}
+            share = torch.where(added > sigma_t, sigma_t / added.clamp(min=1e-12), 1.0)
+            share = torch.where(spectrum.values > 0, share, 0.0)
+            x0 = spectrum.coefficients(prior.x0_hat)
+            x0 = x0 + share * (spectrum.measured(problem.y) * inverse - x0)
+            x = a * x0 + b * spectrum.coefficients(x_t)
+            if t > 0:
+                left = (sigma_t**2 - (share * added) ** 2).clamp(min=0).sqrt()
+                x = x + left * spectrum.coefficients(noise.normal("step", t, x_t.shape[1:]))
+            return StepResult(spectrum.image(x), prior.x0_hat, d)
+
+
+@CONDITIONING.register("pigdm")
+class PseudoinverseGuidance(LinearMethod):
+    """Pseudoinverse-guided sampling (PiGDM; Song et al. 2023, ICLR, eq. 7 and algorithm 1).
+
+    x_{t-1} = sample + sqrt(acp) r^2 J^T A^T (r^2 A A^T + sigma^2 I)^-1 (y - A x0_hat), J the
+    derivative of x0_hat by x_t, r^2 = 1 - acp. The sample is that of `diffusion.sampler`.
+
+    weight: factor of the guidance (1: the paper's)
+    cg_iterations: for operators without a closed-form solution (motion blur)
+    """
+
+    title = "PiGDM"
+    _LEAST_SIGMA = 1e-3  # keeps the system solvable for noiseless measurements
+
+    def __init__(self, weight: float = 1.0, cg_iterations: int = 10) -> None:
+        if weight < 0 or cg_iterations < 1:
+            raise UserError("pigdm: weight must not be negative, cg_iterations from 1")
+        self.weight = weight
+        self.cg_iterations = cg_iterations
+
+    def step(self, reverse, x_t, t, problem, noise):
+        acp = problem.diffusion.alphas_cumprod[t]
+        x_t = x_t.detach().requires_grad_()
+        prior, move = reverse(x_t, t)
+        x0_hat = prior.x0_hat.detach()
+        with torch.no_grad():
+            direction = self._direction(x0_hat, 1 - acp, problem)
+            d = problem.distance(x0_hat)
+        g = torch.autograd.grad((prior.x0_hat * direction).sum(), x_t)[0]
+        x = _ancestral(move, t, noise) + self.weight * sqrt(acp) * g
+        return StepResult(x, x0_hat, d)
+
+    def _direction(self, x0_hat: Tensor, r2: float, problem: Problem) -> Tensor:
+        """r^2 A^T (r^2 A A^T + sigma^2 I)^-1 (y - A x0_hat), [B, 3, H, W]."""
+        A, y = problem.operator, problem.y
+        sigma2 = max(_sigma(problem), self._LEAST_SIGMA) ** 2
+        spectrum = A.spectrum(CUTOFF)
+        if spectrum is not None:
+            s = spectrum.values
+            gap = spectrum.measured(y) - s * spectrum.coefficients(x0_hat)
+            return spectrum.image(r2 * s / (r2 * s**2 + sigma2) * gap)
+        gap = y - A(x0_hat)
+
+        def system(v: Tensor) -> Tensor:
+            return r2 * A(A.adjoint(v)) + sigma2 * v
+
+        solved = conjugate_gradients(system, gap, torch.zeros_like(gap), self.cg_iterations)
+        return r2 * A.adjoint(solved)

@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""Make tables: run methods on tasks, score them, and write Markdown, LaTeX, CSV and a figure.
+
+Examples:
+
+  # Small, with the prior that ships with the project
+  python -m util.make_table configs/tables/demo.yaml --limit 2
+
+  # Your photographs, three seeds, another size
+  python -m util.make_table configs/tables/demo.yaml --data_root PHOTOGRAPHS --seeds 0 1 2 \\
+      --set model.image_size=256 --set diffusion.timestep_respacing=100
+
+  # Several tables and one document about them
+  python -m util.make_table configs/tables/ablation_*.yaml --report docs/results.md
+
+Finished images are kept in --cache and used again by every table that needs them, also after an
+interruption: the same command goes on where it stopped. Images are known by their names: if a
+photograph is replaced by another of the same name, remove the cache.
+"""
+
+import argparse
+import dataclasses
+import io
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from util.checkpoint import save_atomically
+from util.cli import report_errors, resolve_device
+from util.errors import UserError
+from util.logger import get_logger
+from util.perceptual import LPIPS_NETS, parse_weights
+from util.tables.cells import Runner
+from util.tables.figure import figure
+from util.tables.measure import Scorer, TableResult, run_table
+from util.tables.render import latex, markdown, to_csv
+from util.tables.spec import TableSpec, check_spec, load_spec
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    description, _, epilog = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=Formatter
+    )
+    add = parser.add_argument
+    add("tables", nargs="+", metavar="TABLE", help="table configs (configs/tables/*.yaml)")
+    add("--out", default="results/tables", metavar="DIR", help="where the tables are written")
+    add("--cache", default="results/cells", metavar="DIR", help="where finished images are kept")
+    add("--report", metavar="FILE", help="also write all tables into one Markdown file")
+    add("--limit", type=int, metavar="N", help="the first N images only")
+    add("--seeds", type=int, nargs="+", metavar="K", help="seeds, instead of the table's")
+    add("--batch_size", type=int, metavar="B", help="images restored at a time")
+    add("--data_root", metavar="DIR", help="a folder of images, instead of the table's data")
+    add("--metrics", nargs="+", choices=("psnr", "ssim", "lpips", "fid"), help="what is scored")
+    add("--lpips_net", choices=LPIPS_NETS, default="vgg", help="backbone of LPIPS")
+    add(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="local weights of metrics; NAME vgg, alex or inception",
+    )
+    add("--dry_run", action="store_true", help="restore nothing, show what --cache holds")
+    add("--device", default="auto", help="cuda, cuda:N, mps, cpu, or auto: the best there is")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="override a config key in every cell, as in sample_condition.py; repeatable",
+    )
+    return parser.parse_args(argv)
+
+
+def load_table(path: str, args: argparse.Namespace) -> TableSpec:
+    """The table config with the command line's changes."""
+    spec = load_spec(path)
+    changes = {
+        name: getattr(args, name)
+        for name in ("limit", "seeds", "batch_size", "metrics")
+        if getattr(args, name) is not None
+    }
+    if args.data_root is not None:
+        changes["data"] = {"name": "folder", "root": args.data_root}
+    changes["set"] = [*spec.set, *args.overrides]
+    spec = dataclasses.replace(spec, **changes)
+    check_spec(spec, path)
+    return spec
+
+
+class Writer:
+    """Writes a table's files after every cell, so that an interrupted one can be looked at."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+
+    def __call__(self, table: TableResult) -> None:
+        picture = figure(table)
+        image = None if picture is None else f"{self.name}.png"
+        if picture is not None:
+            buffer = io.BytesIO()
+            picture.save(buffer, format="PNG")
+            write(self.folder / f"{self.name}.png", buffer.getvalue())
+        write(self.folder / f"{self.name}.md", markdown(table, image).encode())
+        write(self.folder / f"{self.name}.tex", latex(table).encode())
+        write(self.folder / f"{self.name}.csv", to_csv(table).encode())
+        lines = [
+            f"# {result.cell.row.name}, {result.cell.task.name}\n"
+            + result.cell.command(table.spec.seeds[0], table.spec.limit)
+            for row in table.cells
+            for result in row
+            if result.cell.row.method
+        ]
+        write(self.folder / f"{self.name}_commands.txt", ("\n".join(lines) + "\n").encode())
+
+
+def write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_atomically(path, lambda file: file.write(data))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def report(path: Path, made: Sequence[tuple[str, TableResult]], command: str) -> None:
+    """One document with all tables; figures are written beside it."""
+    parts = [
+        "# Results",
+        "",
+        "Measured by this program; `python -m util.make_table` wrote this file:",
+        "",
+        "    " + command,
+        "",
+    ]
+    for name, table in made:
+        picture, image = figure(table), None
+        if picture is not None:
+            buffer = io.BytesIO()
+            picture.save(buffer, format="PNG")
+            image = f"{path.stem}_{name}.png"
+            write(path.parent / image, buffer.getvalue())
+        cell = next((c.cell for row in table.cells for c in row if c.cell.row.method), None)
+        parts.append(markdown(table, image))
+        if cell is not None:
+            parts += [
+                f"One cell alone ({cell.row.name}, {cell.task.name}):",
+                "",
+                "    " + cell.command(table.spec.seeds[0], table.spec.limit),
+                "",
+            ]
+    write(path, "\n".join(parts).encode())
+    get_logger().info("wrote %s", path)
+
+
+@report_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    specs = [(Path(path).stem, load_table(path, args)) for path in args.tables]
+    device = resolve_device(args.device)
+    weights = parse_weights(args.weights)
+    made = []
+    try:
+        for name, spec in specs:
+            runner = Runner(Path(args.cache), device, spec.batch_size, args.dry_run)
+            scorer = Scorer(spec.metrics, args.lpips_net, weights, device)
+            table = run_table(spec, runner, scorer, Writer(Path(args.out), name))
+            made.append((name, table))
+            print(markdown(table))
+            get_logger().info("wrote %s/%s.md, .tex, .csv, .png", args.out, name)
+    except KeyboardInterrupt:
+        get_logger().error("interrupted; the same command goes on from here")
+        return 130
+    if args.report is not None:
+        words = sys.argv[1:] if argv is None else argv
+        command = shlex.join(["python", "-m", "util.make_table", *words])
+        report(Path(args.report), made, command)
+    return 1 if any(table.failed for _, table in made) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Runs the cells of tables, reusing every image that is there.
+
+A cell's folder is `<cache>/<hash of its config>/seed_<k>` (and the device, if it is no CPU): the
+images of a results folder and `cell.json`, which says of each finished image how long it took and
+what it scored.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.dataloader import DATASETS, Dataset, output_name
+from guided_diffusion.measurements import NOISES
+from guided_diffusion.sampling import Prior, build_prior
+from util.baselines import BASELINES
+from util.checkpoint import save_atomically
+from util.errors import UserError
+from util.logger import get_logger
+from util.randomness import ImageKey
+from util.restoration import Outcome, Settings, build_operator, restore_dataset
+from util.results import Results
+from util.run_config import RunConfig
+from util.tables.spec import Cell
+
+_MANIFEST = "cell.json"
+NOT_RUN = "not run yet"
+
+
+@dataclass
+class ImageRecord:
+    """One finished image of a cell. Evaluations of the network are per image."""
+
+    seconds: float
+    evaluations: float = 0.0
+    gradients: float = 0.0  # evaluations that were also differentiated
+    error: str | None = None  # why there is no restored image
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class CellRun:
+    """A cell with one seed, on disk."""
+
+    root: Path
+    images: dict[str, ImageRecord] = field(default_factory=dict)
+    sets: dict[str, float] = field(default_factory=dict)  # metrics of sets of images (FID)
+
+    @classmethod
+    def open(cls, root: Path) -> "CellRun":
+        """What the folder holds; a damaged manifest counts as none."""
+        try:
+            raw = json.loads((root / _MANIFEST).read_text(encoding="utf-8"))
+            images = {name: ImageRecord(**record) for name, record in raw["images"].items()}
+            return cls(root, images, raw["sets"])
+        except FileNotFoundError:
+            return cls(root)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            get_logger().warning("%s: not readable (%s); starting anew", root / _MANIFEST, error)
+            return cls(root)
+
+    def save(self) -> None:
+        document = {
+            "images": {name: dataclasses.asdict(r) for name, r in self.images.items()},
+            "sets": self.sets,
+        }
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            data = json.dumps(document, indent=1).encode()
+            save_atomically(self.root / _MANIFEST, lambda file: file.write(data))
+        except OSError as error:
+            raise UserError(f"{self.root}: cannot be written ({error.strerror})") from None
+
+    def path(self, kind: str, name: str) -> Path:
+        """The `kind` (label, recon) picture of the image called `name`."""
+        return Results(self.root).path(kind, output_name(name))
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Images that are still to be restored; those that failed by themselves are not."""
+        return [n for n in names if not self._finished(n)]
+
+    def _finished(self, name: str) -> bool:
+        record = self.images.get(name)
+        return record is not None and (
+            record.error is not None or self.path("recon", name).is_file()
+        )
+
+
+class _Counting(nn.Module):
+    """A network that counts the images it has seen."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.evaluations = self.gradients = 0
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.evaluations += len(x)
+        self.gradients += len(x) * x.requires_grad
+        return self.model(x, t)
+
+
+class Runner:
+    """Runs cells; keeps the last prior and data set, which neighbouring cells share.
+
+    With `dry_run` nothing is restored: cells that miss images raise UserError.
+    """
+
+    def __init__(
+        self, cache: Path, device: torch.device, batch_size: int, dry_run: bool = False
+    ) -> None:
+        self.dry_run = dry_run
+        self.cache = cache
+        self.device = device
+        self.batch_size = batch_size
+        self._priors: dict[str, Prior] = {}
+        self._datasets: dict[str, Dataset] = {}
+
+    def dataset(self, config: RunConfig) -> Dataset:
+        size = config.model.unet.image_size
+        key = f"{config.task.data} {size}"
+        if key not in self._datasets:
+            self._datasets[key] = config.task.data.build(DATASETS, image_size=size)
+            self._datasets[key].check_outputs()
+        return self._datasets[key]
+
+    def run(self, cell: Cell, seed: int, names: Sequence[str]) -> CellRun:
+        """The cell's images called `names`, those that are missing restored now.
+
+        Raises whatever stops the run; images finished before that are kept.
+        """
+        # CPU and GPU generators draw other numbers, so their samples are kept apart.
+        device = "" if self.device.type == "cpu" else f"_{self.device.type}"
+        run = CellRun.open(self.cache / cell.key / f"seed_{seed}{device}")
+        missing = run.missing(names)
+        if not missing:
+            return run
+        if self.dry_run:
+            raise UserError(NOT_RUN)
+        settings = Settings(
+            seed, self.batch_size, device=self.device, measurement_seed=cell.measurement_seed
+        )
+        work = self._baseline if cell.row.baseline else self._restore
+        for done, record in work(cell, settings, missing, Results(run.root)):
+            run.images.update({name: dataclasses.replace(record) for name in done.restored})
+            for name, reason in done.failed.items():
+                run.images[name] = dataclasses.replace(record, error=reason)
+            run.sets.clear()
+            run.save()
+        return run
+
+    def _restore(
+        self, cell: Cell, settings: Settings, names: Sequence[str], results: Results
+    ) -> Iterator[tuple[Outcome, ImageRecord]]:
+        """The only place that calls the restoration pipeline: batch by batch, each recorded."""
+        config = cell.config
+        prior = self._prior(config)
+        operator = build_operator(config, settings)
+        results.save_run(config.raw, {"seed": settings.seed, "table_row": cell.row.name})
+        for stem, array in operator.saved().items():
+            results.save_array(stem, array)
+        dataset = self.dataset(config)
+        for batch in _chunks(names, settings.batch_size):
+            counting = _Counting(prior.model)
+            counted = dataclasses.replace(prior, model=counting)
+            outcome = restore_dataset(config, settings, dataset, batch, counted, operator, results)
+            n = len(batch)
+            record = ImageRecord(
+                outcome.seconds / n, counting.evaluations / n, counting.gradients / n
+            )
+            yield outcome, record
+
+    def _baseline(
+        self, cell: Cell, settings: Settings, names: Sequence[str], results: Results
+    ) -> Iterator[tuple[Outcome, ImageRecord]]:
+        """A baseline on the very measurements that the methods get."""
+        config = cell.config
+        method = BASELINES.get(cell.row.baseline)
+        operator, noiser = build_operator(config, settings), config.task.noise.build(NOISES)
+        dataset = self.dataset(config)
+        for name in names:
+            label = dataset.load(name).to(self.device)
+            key = ImageKey(settings.seed_of_measurement, name)
+            bound = operator.bind([key])
+            y = noiser(bound(label[None])[0], key.numpy("noise"))[None]
+            started = time.perf_counter()
+            image = method(y, bound)[0]
+            record = ImageRecord(time.perf_counter() - started)
+            results.save_restored(output_name(name), label, image)
+            yield Outcome([name]), record
+
+    def _prior(self, config: RunConfig) -> Prior:
+        key = f"{config.model} {config.diffusion}"
+        if key not in self._priors:
+            self._priors.clear()  # one network in memory at a time
+            self._priors[key] = build_prior(config.model, config.diffusion, self.device)
+        return self._priors[key]
+
+
+def _chunks(names: Sequence[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(names), size):
+        yield list(names[start : start + size])
+
+
+def describe(error: BaseException) -> str:
+    """An error as one line for a footnote."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    if isinstance(error, UserError):
+        return text
+    kind: Any = type(error).__name__
+    return f"{kind}: {text}" if text else kind

@@ -1,0 +1,64 @@
+"""The figure of a table: one row of images per method, photographs side by side."""
+
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from util.tables.measure import TableResult
+
+_GAP = 4
+_LABEL_WIDTH = 130
+_HEADER = 20
+_LARGEST = 192  # side of one picture; larger ones are shrunk
+
+
+def figure(table: TableResult) -> Image.Image | None:
+    """Label, then every row of the table; None where no picture is wanted or there is none."""
+    names = table.names[: table.spec.figure_images]
+    label_of = _labels(table)
+    if not names or not label_of:
+        return None
+    with Image.open(next(iter(label_of.values()))) as first:
+        side = min(_LARGEST, max(first.size))
+    tasks = table.spec.tasks
+    pitch = side + _GAP
+    rows = len(table.cells) + 1
+    width = _LABEL_WIDTH + len(tasks) * (len(names) * pitch + _GAP)
+    sheet = Image.new("RGB", (width, _HEADER + rows * pitch), "white")
+    draw = ImageDraw.Draw(sheet)
+
+    def column(i: int, j: int) -> int:
+        return _LABEL_WIDTH + i * (len(names) * pitch + _GAP) + j * pitch
+
+    for i, task in enumerate(tasks):
+        draw.text((column(i, 0), _HEADER / 2), task.name, fill="black", anchor="lm")
+        for j, name in enumerate(names):
+            _paste(sheet, label_of.get(name), (column(i, j), _HEADER), side)
+    titles = ["original", *(row[0].cell.row.name for row in table.cells)]
+    for k, title in enumerate(titles):
+        draw.text((_GAP, _HEADER + k * pitch + side / 2), title, fill="black", anchor="lm")
+    for k, row in enumerate(table.cells, 1):
+        for i, cell in enumerate(row):
+            for j, name in enumerate(names):
+                at = (column(i, j), _HEADER + k * pitch)
+                _paste(sheet, cell.pictures.get(name, (None, None))[1], at, side)
+    return sheet
+
+
+def _labels(table: TableResult) -> dict[str, Path]:
+    for row in table.cells:
+        for cell in row:
+            if cell.pictures:
+                return {name: pair[0] for name, pair in cell.pictures.items()}
+    return {}
+
+
+def _paste(sheet: Image.Image, path: Path | None, at: tuple[int, int], side: int) -> None:
+    """A picture, or a dash on grey where the cell has none."""
+    if path is None or not path.is_file():
+        draw = ImageDraw.Draw(sheet)
+        draw.rectangle((*at, at[0] + side - 1, at[1] + side - 1), fill=(235, 235, 235))
+        draw.text((at[0] + side / 2, at[1] + side / 2), "-", fill="black", anchor="mm")
+        return
+    with Image.open(path) as image:
+        sheet.paste(image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), at)

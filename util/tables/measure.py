@@ -1,0 +1,248 @@
+"""Runs a whole table and scores it: every cell's values, and why some cells have none."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.dataloader import read_image
+from util.compute_metric import ImageMetric, image_metrics, read_pair
+from util.errors import UnsupportedError, UserError
+from util.logger import get_logger
+from util.perceptual import Fid
+from util.statistics import (
+    LEAST_SEEDS,
+    Mean,
+    Paired,
+    mean_and_error,
+    paired_difference,
+    per_image,
+    steadiness,
+)
+from util.tables.cells import NOT_RUN, CellRun, Runner, describe
+from util.tables.spec import Cell, TableSpec, build_cells
+
+Values = dict[tuple[str, int], float]  # by image and seed
+
+
+@dataclass
+class CellResult:
+    """What came out of one cell. `problem` says why there are no values; a method that cannot do
+    the task at all (`unsupported`) has not failed."""
+
+    cell: Cell
+    problem: str | None = None
+    unsupported: bool = False
+    values: dict[str, Values] = field(default_factory=dict)  # metric -> values
+    sets: dict[str, list[float]] = field(default_factory=dict)  # FID, one per seed
+    seconds: list[float] = field(default_factory=list)
+    evaluations: list[float] = field(default_factory=list)
+    gradients: list[float] = field(default_factory=list)
+    steadiness: Mean | None = None  # per-pixel standard deviation over the seeds
+    pictures: dict[str, tuple[Path, Path]] = field(default_factory=dict)  # label, restored
+
+    def mean(self, metric: str) -> Mean | None:
+        """Mean over the photographs, each averaged over its seeds first."""
+        if self.problem is not None:
+            return None
+        if metric in self.sets:
+            return Mean(float(np.mean(self.sets[metric])), None, len(self.sets[metric]))
+        if metric not in self.values:
+            return None
+        return mean_and_error(list(per_image(self.values[metric]).values()))
+
+    def against(self, other: "CellResult", metric: str) -> Paired | None:
+        """Paired difference self - other; None where one of them has no values."""
+        if self.problem or other.problem or metric not in self.values:
+            return None
+        return paired_difference(self.values[metric], other.values[metric])
+
+
+@dataclass
+class TableResult:
+    """A measured table."""
+
+    spec: TableSpec
+    names: list[str]  # photographs
+    cells: list[list[CellResult]]  # by row and task
+    metrics: list[str]  # those that could be computed
+    notes: list[str]  # about the whole table
+
+    @property
+    def failed(self) -> bool:
+        """Whether a cell has no values that should have some."""
+        return any(c.problem and not c.unsupported for row in self.cells for c in row)
+
+    @property
+    def problems(self) -> list[str]:
+        """Reasons for dashes, without repetition, in the order of the cells."""
+        found = [c.problem for row in self.cells for c in row if c.problem is not None]
+        return list(dict.fromkeys(found))
+
+
+class Scorer:
+    """Metrics of cells; loads LPIPS and FID when they are first needed."""
+
+    def __init__(
+        self,
+        metrics: Sequence[str],
+        net: str = "vgg",
+        weights: Mapping[str, Path] | None = None,
+        device: Any = "cpu",
+    ) -> None:
+        self.net, self.weights, self.device = net, weights or {}, device
+        self.metrics: list[str] = []
+        self.notes: list[str] = []
+        self._images: dict[str, ImageMetric] = {}
+        for metric in metrics:
+            try:
+                self._add(metric)
+            except UserError as error:
+                self.notes.append(f"{metric.upper()} left out: {error}")
+                get_logger().warning("%s", self.notes[-1])
+
+    def _add(self, metric: str) -> None:
+        if metric == "fid":
+            _ = self._fid
+        else:
+            self._images |= image_metrics([metric], self.net, self.weights, self.device)
+        self.metrics.append(metric)
+
+    @cached_property
+    def _fid(self) -> Fid:
+        return Fid(self.weights.get("inception"), self.device)
+
+    def score(self, run: CellRun, names: Sequence[str]) -> None:
+        """Fill in what is missing in `run` for these images, and keep it there."""
+        changed = False
+        for name in names:
+            record = run.images[name]
+            todo = [m for m in self._images if self._key(m) not in record.metrics]
+            if todo:
+                pair = read_pair(run.path("label", name), run.path("recon", name))
+                record.metrics |= {self._key(m): self._images[m](*pair) for m in todo}
+                changed = True
+        if "fid" in self.metrics and self.set_key(names) not in run.sets:
+            pairs = [read_pair(run.path("label", n), run.path("recon", n)) for n in names]
+            labels, images = zip(*pairs, strict=True)
+            run.sets[self.set_key(names)] = self._fid(labels, images)
+            changed = True
+        if changed:
+            run.save()
+
+    def value(self, run: CellRun, name: str, metric: str) -> float:
+        return run.images[name].metrics[self._key(metric)]
+
+    def _key(self, metric: str) -> str:
+        return f"lpips_{self.net}" if metric == "lpips" else metric
+
+    @staticmethod
+    def set_key(names: Sequence[str]) -> str:
+        return "fid of " + " ".join(sorted(names))
+
+    @property
+    def image_metrics(self) -> list[str]:
+        return list(self._images)
+
+
+def photographs(
+    cells: Sequence[Sequence[Cell]], runner: Runner, limit: int | None
+) -> tuple[list[str], list[str]]:
+    """Names of the images that all cells use, and notes on those that cannot be read.
+
+    Raises UserError where there are none, or where cells use different photographs.
+    """
+    datasets = [runner.dataset(cell.config) for row in cells for cell in row]
+    names = list(datasets[0].names)[:limit]
+    if any(list(dataset.names)[:limit] != names for dataset in datasets):
+        raise UserError("the cells use different images; set `data` in the table config")
+    readable, notes = [], []
+    for name in names:
+        try:
+            datasets[0].load(name)
+            readable.append(name)
+        except UserError as error:
+            notes.append(f"Left out: {error}")
+    if not readable:
+        raise UserError(f"none of the {len(names)} images can be read; the first: {notes[0]}")
+    return readable, notes
+
+
+def run_table(
+    spec: TableSpec, runner: Runner, scorer: Scorer, on_cell: Callable[[TableResult], None]
+) -> TableResult:
+    """Run what is missing and score everything; `on_cell` sees the table grow."""
+    cells = build_cells(spec)
+    names, notes = photographs(cells, runner, spec.limit)
+    results = [[CellResult(cell, NOT_RUN) for cell in row] for row in cells]
+    table = TableResult(spec, names, results, scorer.metrics, [*scorer.notes, *notes])
+    total = sum(len(row) for row in cells)
+    done = 0
+    for row in results:
+        for i, result in enumerate(row):
+            done += 1
+            cell = result.cell
+            get_logger().info("%d/%d %s, %s", done, total, cell.row.name, cell.task.name)
+            row[i] = _run_cell(cell, spec, names, runner, scorer)
+            if row[i].problem is not None:
+                get_logger().error("  no result: %s", row[i].problem)
+            on_cell(table)
+    return table
+
+
+def _run_cell(
+    cell: Cell, spec: TableSpec, names: Sequence[str], runner: Runner, scorer: Scorer
+) -> CellResult:
+    result = CellResult(cell)
+    try:
+        runs = {seed: runner.run(cell, seed, names) for seed in spec.seeds}
+        failed = [
+            f"{n} (seed {seed}): {run.images[n].error}"
+            for seed, run in runs.items()
+            for n in names
+            if run.images[n].error is not None
+        ]
+        if failed:
+            total = len(names) * len(runs)
+            result.problem = f"{len(failed)} of {total} images failed, the first: {failed[0]}"
+            return result
+        for seed, run in runs.items():
+            _collect(result, seed, run, names, scorer)
+        result.pictures = {
+            n: (runs[spec.seeds[0]].path("label", n), runs[spec.seeds[0]].path("recon", n))
+            for n in names
+        }
+        if spec.steadiness and len(spec.seeds) >= LEAST_SEEDS:
+            result.steadiness = _steadiness(list(runs.values()), names)
+    except Exception as error:  # any failure is the cell's: the table goes on without it
+        get_logger().debug("cell failed", exc_info=True)
+        result.problem = describe(error)
+        result.unsupported = isinstance(error, UnsupportedError)
+    return result
+
+
+def _collect(
+    result: CellResult, seed: int, run: CellRun, names: Sequence[str], scorer: Scorer
+) -> None:
+    scorer.score(run, names)
+    for metric in scorer.image_metrics:
+        values = result.values.setdefault(metric, {})
+        values |= {(name, seed): scorer.value(run, name, metric) for name in names}
+    if "fid" in scorer.metrics:
+        result.sets.setdefault("fid", []).append(run.sets[scorer.set_key(names)])
+    for name in names:
+        record = run.images[name]
+        result.seconds.append(record.seconds)
+        result.evaluations.append(record.evaluations)
+        result.gradients.append(record.gradients)
+
+
+def _steadiness(runs: Sequence[CellRun], names: Sequence[str]) -> Mean:
+    per_photograph = [
+        steadiness([np.asarray(read_image(run.path("recon", name))) for run in runs])
+        for name in names
+    ]
+    return mean_and_error(per_photograph)

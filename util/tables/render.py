@@ -1,0 +1,256 @@
+"""Measured tables as Markdown, LaTeX (booktabs) and CSV."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from util.compute_metric import HIGHER_IS_BETTER, UNITS
+from util.statistics import Mean, Paired
+from util.tables.measure import CellResult, TableResult
+
+_DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3, "fid": 1}
+_DASH = "-"
+_CSV_COLUMNS = (
+    *("method", "task", "metric", "mean", "standard_error", "photographs", "seeds"),
+    *("seconds_per_image", "evaluations", "gradients", "problem"),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One printed value and its place in its column: 1 best, 2 second, 0 others."""
+
+    text: str
+    place: int = 0
+
+
+Grid = list[list[Entry]]
+
+
+def grid(table: TableResult) -> tuple[list[str], Grid]:
+    """Column titles and entries: the name, task by task the metrics, seconds and evaluations."""
+    columns: list[tuple[str, list[Entry]]] = []
+    rows = table.cells
+    columns.append(("Method", [Entry(row[0].cell.row.name) for row in rows]))
+    for i, task in enumerate(table.spec.tasks):
+        column = [row[i] for row in rows]
+        for metric in table.metrics:
+            columns.append((f"{task.name}: {UNITS[metric]}", _ranked(table, column, metric)))
+        if any(c.steadiness for c in column):
+            columns.append((f"{task.name}: std over seeds", _steady(table, column)))
+    columns.append(("s/image", [_average(row, "seconds", 2) for row in rows]))
+    columns.append(("NFE", [_average(row, "evaluations", 0) for row in rows]))
+    columns.append(("with gradient", [_average(row, "gradients", 0) for row in rows]))
+    entries = [list(line) for line in zip(*(entries for _, entries in columns), strict=True)]
+    return [title for title, _ in columns], entries
+
+
+def _ranked(table: TableResult, column: Sequence[CellResult], metric: str) -> list[Entry]:
+    means = [cell.mean(metric) for cell in column]
+    texts = [
+        _dash(table, cell) if mean is None else _mean(mean, _DIGITS[metric])
+        for cell, mean in zip(column, means, strict=True)
+    ]
+    return _placed(texts, [m and m.value for m in means], HIGHER_IS_BETTER[metric])
+
+
+def _steady(table: TableResult, column: Sequence[CellResult]) -> list[Entry]:
+    """Not ranked: the measurement itself would win."""
+    means = [None if c.problem else c.steadiness for c in column]
+    return [
+        Entry(_dash(table, c) if m is None else _mean(m, 2))
+        for c, m in zip(column, means, strict=True)
+    ]
+
+
+def _placed(texts: Sequence[str], values: Sequence[float | None], higher: bool) -> list[Entry]:
+    """Ties share a place."""
+    known = sorted({v for v in values if v is not None}, reverse=higher)
+    if len([v for v in values if v is not None]) < 2:
+        known = []
+    places = {value: i + 1 for i, value in enumerate(known[:2])}
+    return [Entry(t, places.get(v, 0)) for t, v in zip(texts, values, strict=True)]
+
+
+def _dash(table: TableResult, cell: CellResult) -> str:
+    if cell.problem is None:
+        return _DASH
+    return f"{_DASH} [{table.problems.index(cell.problem) + 1}]"
+
+
+def _mean(mean: Mean, digits: int) -> str:
+    error = "" if mean.error is None else f" ({mean.error:.{digits}f})"
+    return f"{mean.value:.{digits}f}{error}"
+
+
+def _average(row: Sequence[CellResult], what: str, digits: int) -> Entry:
+    values = [v for cell in row if cell.problem is None for v in getattr(cell, what)]
+    return Entry(f"{np.mean(values):.{digits}f}" if values else _DASH)
+
+
+def paired_grid(table: TableResult) -> tuple[list[str], list[list[str]]] | None:
+    """The row `compare` minus the others, with confidence intervals; None without `compare`."""
+    spec = table.spec
+    reference = next((r for r in table.cells if r[0].cell.row.name == spec.compare), None)
+    metrics = [m for m in table.metrics if m != "fid"]
+    if reference is None:
+        return None
+    head = [f"{spec.compare} minus"]
+    head += [f"{task.name}: {UNITS[m]}" for task in spec.tasks for m in metrics]
+    lines = []
+    for row in table.cells:
+        if row is reference:
+            continue
+        cells = [
+            _paired(ours.against(theirs, m), _DIGITS[m])
+            for ours, theirs in zip(reference, row, strict=True)
+            for m in metrics
+        ]
+        lines.append([row[0].cell.row.name, *cells])
+    return head, lines
+
+
+def _paired(paired: Paired | None, digits: int) -> str:
+    if paired is None:
+        return _DASH
+    text = f"{paired.difference:+.{digits}f}"
+    if paired.low is None:
+        return text
+    return f"{text} [{paired.low:+.{digits}f}, {paired.high:+.{digits}f}]"
+
+
+def footnotes(table: TableResult) -> list[str]:
+    """What a reader has to know, numbered reasons for dashes last."""
+    spec = table.spec
+    seeds = f"{len(spec.seeds)} seed(s) each"
+    size = table.cells[0][0].cell.config.model.unet.image_size
+    notes = [
+        f"{len(table.names)} photograph(s) at {size}x{size}, {seeds}. In brackets: standard error "
+        "over the photographs. Best bold, second underlined. NFE: network evaluations per image, "
+        "and how many of them were also differentiated."
+    ]
+    sigmas = {str(c.cell.config.task.noise.params.get("sigma")) for c in table.cells[0]}
+    notes.append(
+        f"Noise sigma {', '.join(sorted(sigmas))} on the range [-1, 1] (half of it on [0, 1])."
+    )
+    if spec.steadiness:
+        enough = any(c.steadiness for row in table.cells for c in row)
+        kept = "fixed" if spec.measurement_seed is not None else "drawn anew for every seed"
+        notes.append(
+            "Std over seeds: per-pixel standard deviation over the seeds, mean over pixels, in "
+            f"grey levels of 255; measurement {kept}."
+            if enough
+            else "Std over seeds left out: it needs at least 5 seeds."
+        )
+    notes += [spec.note.strip()] if spec.note.strip() else []
+    notes += table.notes
+    notes += [f"[{i}] {problem}" for i, problem in enumerate(table.problems, 1)]
+    return notes
+
+
+def _markdown_entry(entry: Entry) -> str:
+    text = entry.text.replace("|", "\\|")
+    return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(entry.place, text)
+
+
+def _markdown_rows(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return [f"| {' | '.join(line)} |" for line in (head, rule, *lines)]
+
+
+def markdown(table: TableResult, figure: str | None = None) -> str:
+    """The table, its footnotes, paired differences and the figure."""
+    head, entries = grid(table)
+    parts = [f"## {table.spec.title}", ""]
+    parts += _markdown_rows(head, [[_markdown_entry(e) for e in line] for line in entries])
+    parts += ["", *(line for note in footnotes(table) for line in (note, ""))]
+    paired = paired_grid(table)
+    if paired is not None:
+        parts += [
+            "Paired differences on the same photographs and seeds, with 95% confidence intervals "
+            "(Student's t over the photographs):",
+            "",
+            *_markdown_rows(*paired),
+            "",
+        ]
+    if figure is not None:
+        parts += [f"![{table.spec.title}]({figure})", ""]
+    return "\n".join(parts)
+
+
+_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+}
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(c, c) for c in text)
+
+
+def latex(table: TableResult) -> str:
+    """A `tabular` for the booktabs package, tasks as column groups; footnotes as comments."""
+    head, entries = grid(table)
+    tasks = table.spec.tasks
+    groups = [sum(h.startswith(f"{task.name}: ") for h in head) for task in tasks]
+    rest = len(head) - 1 - sum(groups)
+    top = [""] + [
+        f"\\multicolumn{{{n}}}{{c}}{{{_escape(t.name)}}}"
+        for n, t in zip(groups, tasks, strict=True)
+    ]
+    rules, first = [], 2
+    for n in groups:
+        rules.append(f"\\cmidrule(lr){{{first}-{first + n - 1}}}")
+        first += n
+    titles = [_escape(h.split(": ", 1)[-1]) for h in head]
+    wrap: dict[int, Callable[[str], str]] = {
+        1: lambda s: f"\\textbf{{{s}}}",
+        2: lambda s: f"\\underline{{{s}}}",
+    }
+    body = [
+        " & ".join(wrap.get(e.place, str)(_escape(e.text)) for e in line) + " \\\\"
+        for line in entries
+    ]
+    comments = [f"% {line}" for note in footnotes(table) for line in note.splitlines()]
+    return "\n".join(
+        [
+            f"% {table.spec.title}; needs \\usepackage{{booktabs}}",
+            *comments,
+            f"\\begin{{tabular}}{{l{'c' * (len(head) - 1)}}}",
+            "\\toprule",
+            " & ".join(top + [""] * rest) + " \\\\",
+            " ".join(rules),
+            " & ".join(titles) + " \\\\",
+            "\\midrule",
+            *body,
+            "\\bottomrule",
+            "\\end{tabular}",
+            "",
+        ]
+    )
+
+
+def to_csv(table: TableResult) -> str:
+    """One line per cell and metric, numbers unrounded; cells without values say why."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    seeds = len(table.spec.seeds)
+    for row in table.cells:
+        for cell in row:
+            names = [cell.cell.row.name, cell.cell.task.name]
+            if cell.problem is not None:
+                writer.writerow([*names, "", "", "", "", "", "", "", "", cell.problem])
+                continue
+            costs = [float(np.mean(v)) for v in (cell.seconds, cell.evaluations, cell.gradients)]
+            means = {m: cell.mean(m) for m in table.metrics}
+            if cell.steadiness is not None:
+                means["std_over_seeds"] = cell.steadiness
+            for metric, mean in means.items():
+                numbers = [mean.value, "" if mean.error is None else mean.error]
+                writer.writerow([*names, metric, *numbers, len(table.names), seeds, *costs, ""])
+    return text.getvalue()

@@ -1,0 +1,205 @@
+"""Table configs as typed objects, and the cells they stand for."""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from guided_diffusion.condition_methods import CONDITIONING
+from util.baselines import BASELINES
+from util.config import parse_dataclass, read_yaml
+from util.errors import UserError
+from util.results import plain
+from util.run_config import RunConfig, load_run_config
+
+Metric = Literal["psnr", "ssim", "lpips", "fid"]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A column group.
+
+    set: overrides of the configs, as --set of sample_condition.py
+    params: conditioning.params of this task by method; they come before those of a row
+    """
+
+    name: str
+    config: str
+    set: list[str] = field(default_factory=list)
+    params: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """A row: a conditioning method with settings, or a baseline of util.baselines."""
+
+    name: str
+    method: str | None = None
+    baseline: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    set: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A table config.
+
+    set: overrides of every cell; those of tasks and then of rows come after them
+    scale_by_steps: guidance scales (of the task config, unless task or row gives one) are
+      multiplied by 1000 / T, T the number of steps
+    data: replaces the `data` section of the task configs
+    limit: images restored, the first ones by name (None: all)
+    seeds: of the random numbers; every image is restored once per seed
+    measurement_seed: of kernel, mask and noise (None: the cell's seed)
+    compare: the row that the others are compared with, image by image
+    steadiness: report the per-pixel standard deviation over the seeds (at least 5)
+    figure_images: photographs per task in the figure
+    note: what a reader of the table has to know
+    """
+
+    title: str
+    model_config: str
+    diffusion_config: str
+    tasks: list[TaskSpec]
+    rows: list[RowSpec]
+    set: list[str] = field(default_factory=list)
+    scale_by_steps: bool = False
+    data: dict[str, Any] | None = None
+    limit: int | None = None
+    seeds: list[int] = field(default_factory=lambda: [0])
+    measurement_seed: int | None = None
+    batch_size: int = 1
+    metrics: list[Metric] = field(default_factory=lambda: ["psnr", "ssim", "lpips"])
+    compare: str | None = None
+    steadiness: bool = False
+    figure_images: int = 2
+    note: str = ""
+
+
+def load_spec(path: str | Path) -> TableSpec:
+    """The table in a YAML file; UserError naming what is wrong with it."""
+    spec = parse_dataclass(TableSpec, read_yaml(path), str(path))
+    check_spec(spec, str(path))
+    return spec
+
+
+def check_spec(spec: TableSpec, where: str) -> None:
+    """UserError for a table that cannot be made."""
+    for what, items in (("rows", spec.rows), ("tasks", spec.tasks)):
+        names = [item.name for item in items]
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"{where}: {what}: at least one is needed, and names must differ")
+    for row in spec.rows:
+        at = f'{where}: row "{row.name}"'
+        if (row.method is None) == (row.baseline is None):
+            raise UserError(f"{at}: needs method or baseline, one of them")
+        if row.method is not None:
+            CONDITIONING.get(row.method, at)
+        else:
+            BASELINES.get(row.baseline, at)
+    if spec.compare is not None and spec.compare not in [row.name for row in spec.rows]:
+        raise UserError(f'{where}: compare: there is no row "{spec.compare}"')
+    if not spec.seeds or len(set(spec.seeds)) < len(spec.seeds):
+        raise UserError(f"{where}: seeds: at least one is needed, and they must differ")
+    if not spec.metrics:
+        raise UserError(f"{where}: metrics: at least one is needed")
+    for name, value, least in (
+        ("batch_size", spec.batch_size, 1),
+        ("figure_images", spec.figure_images, 0),
+        ("limit", spec.limit, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{where}: {name} must be at least {least}, got {value}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row on one task: what is run, for every image and seed."""
+
+    row: RowSpec
+    task: TaskSpec
+    config: RunConfig
+    files: tuple[str, str, str]  # model, diffusion and task config
+    overrides: tuple[str, ...]
+    measurement_seed: int | None
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of everything that decides the results, the photographs and the seed aside."""
+        raw = {k: v for k, v in self.config.raw.items() if k != "diffusion" or self.row.method}
+        what: dict[str, Any] = {"config": plain(raw), "measurement_seed": self.measurement_seed}
+        if self.row.method:
+            what["weights"] = _digest(self.config.model.model_path)
+        else:
+            # A baseline depends on the measurement alone, so tables share it.
+            what["config"] = {"task": {**plain(raw["task"]), "conditioning": None}}
+            what["baseline"] = self.row.baseline
+            what["image_size"] = self.config.model.unet.image_size
+        text = json.dumps(what, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def command(self, seed: int, limit: int | None) -> str:
+        """The sample_condition.py command that makes the same images."""
+        names = ("--model_config", "--diffusion_config", "--task_config")
+        words = ["python3", "sample_condition.py"]
+        words += [f"{n}={f}" for n, f in zip(names, self.files, strict=True)]
+        for override in self.overrides:
+            words += ["--set", override]
+        words += ["--seed", str(seed)] + ([] if limit is None else ["--limit", str(limit)])
+        return shlex.join(words)
+
+
+_DIGESTS: dict[str, str] = {}
+
+
+def _digest(path: str) -> str:
+    """SHA-256 of a file, read once per process; "missing" if it is not there."""
+    if path not in _DIGESTS:
+        try:
+            digest = hashlib.sha256()
+            with open(path, "rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+            _DIGESTS[path] = digest.hexdigest()
+        except OSError:
+            return "missing"
+    return _DIGESTS[path]
+
+
+def build_cells(spec: TableSpec) -> list[list[Cell]]:
+    """Cells by row and task; UserError where a config is wrong."""
+    return [[_cell(spec, row, task) for task in spec.tasks] for row in spec.rows]
+
+
+def _cell(spec: TableSpec, row: RowSpec, task: TaskSpec) -> Cell:
+    files = (spec.model_config, spec.diffusion_config, task.config)
+    overrides = [*spec.set, *task.set, *row.set]
+    if spec.data is not None:
+        overrides.insert(0, f"task.data={json.dumps(spec.data)}")
+    if row.method is not None:
+        overrides = _with_conditioning(spec, row, task, files, overrides)
+    try:
+        config = load_run_config(*files, overrides)
+    except UserError as error:
+        raise UserError(f'row "{row.name}", task "{task.name}": {error}') from None
+    return Cell(row, task, config, files, tuple(overrides), spec.measurement_seed)
+
+
+def _with_conditioning(
+    spec: TableSpec, row: RowSpec, task: TaskSpec, files: Sequence[str], overrides: list[str]
+) -> list[str]:
+    """The overrides and the row's method, its guidance scale worked out."""
+    given = {**task.params.get(row.method, {}), **row.params}
+    if "scale" in CONDITIONING.keys(row.method):
+        published = read_yaml(task.config).get("conditioning", {}).get("params", {})
+        scale = given.get("scale", published.get("scale", 1.0))
+        if spec.scale_by_steps:
+            steps = load_run_config(*files, overrides).diffusion.build().num_timesteps
+            scale = float(scale) * 1000 / steps
+        given["scale"] = scale
+    conditioning = json.dumps({"method": row.method, "params": given})
+    return [*overrides, f"task.conditioning={conditioning}"]
