@@ -20,7 +20,7 @@ from guided_diffusion.sampling import Prior, sample
 from tests import golden_data
 from tests.plain_loop import DenseBlur, GatherBicubic, PlainLoop, plain_network
 
-SIZE, STEPS = 64, 12
+SIZE, STEPS, N_MAX = 64, 8, 6
 GOLDEN = golden_data.load("dpps")
 
 
@@ -39,9 +39,7 @@ def operators(task):
     return Inpainting(context=context, masks=mask), lambda x: x * mask
 
 
-@pytest.mark.parametrize(
-    "task", ["super_resolution", "gaussian_blur", "motion_blur", "inpainting"]
-)
+@pytest.mark.parametrize("task", ["super_resolution", "gaussian_blur", "motion_blur", "inpainting"])
 def test_samples_are_those_of_the_plain_loop(task):
     spec = json.loads(str(GOLDEN["gaussian/spec"]))
     network = golden_data.network(spec["model"], spec["seed"])
@@ -51,7 +49,7 @@ def test_samples_are_those_of_the_plain_loop(task):
     y = dense(image) + 0.01 * golden_data.normal(tuple(dense(image).shape), 6)
     noise = golden_data.RecordedNoise(7)
     plain = PlainLoop(
-        plain_network(network), diffusion.timesteps, diffusion.betas, dense, y, scale=2.0
+        plain_network(network), diffusion.timesteps, diffusion.betas, dense, y, 2.0, N_MAX
     )
     expected = plain.run(noise, (3, SIZE, SIZE))
 
@@ -59,7 +57,7 @@ def test_samples_are_those_of_the_plain_loop(task):
     problem = Problem(y, fast, GaussianNoise(), diffusion, (3, SIZE, SIZE))
     x = sample(
         Prior(network, diffusion),
-        ProximalSampling(scale=2.0),
+        ProximalSampling(scale=2.0, n_max=N_MAX),
         problem,
         noise,
         lambda t, result: steps.append(result),
