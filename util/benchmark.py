@@ -3,6 +3,7 @@
   python -m util.benchmark                                       # demo network, a few minutes
   python -m util.benchmark --model_config configs/model_config.yaml --device cuda \\
       --batch_sizes 1,4,16,32 --modes fp32,tf32,bf16,bf16+compile --json h100.json
+  python -m util.benchmark --operators
   python -m util.benchmark --compare_fast --data_root DIR --limit 16 --seeds 3
 
 Random weights serve for speed, so no checkpoint is needed (--compare_fast reads one). Timings
@@ -154,7 +155,7 @@ def count_gflop(config: UNetConfig, size: int) -> float:
         x = torch.zeros(1, 3, size, size, requires_grad=True)
         t = torch.zeros(1, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
-            output = network(x, t)
+            output = network(1 * x, t)  # the counter cannot follow a leaf
             torch.autograd.grad(output, x, torch.ones_like(output))
     return counter.get_total_flops() / 1e9
 
@@ -418,6 +419,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--repeats", type=int, default=3, help="timed steps a row, the median counts (default: 3)")
     add("--no_plain", action="store_true", help="leave the plain loop out")
     add("--json", metavar="FILE", help="write the figures there as well")
+    add("--operators", action="store_true", help="the operators on 50 candidates, nothing else")
     add("--compare_fast", action="store_true", help="PSNR of --fast against fp32, and nothing else")
     add("--diffusion_config", default="configs/demo_diffusion_config.yaml", metavar="FILE")
     add("--data_root", metavar="DIR", help="--compare_fast: photographs")
@@ -449,6 +451,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from util.compare_fast import compare_fast
 
         figures = compare_fast(args, device)
+    elif args.operators:
+        from util.benchmark_operators import compare_operators
+
+        size = args.image_size or model_config(args.model_config).image_size
+        figures = compare_operators(args, size, device)
     else:
         if args.modes is None:
             args.modes = list(dict.fromkeys(["fp32", fastest_precision(device)]))
