@@ -60,8 +60,13 @@ def test_a_failed_write_is_reported():
 
 def test_what_was_queued_is_written_after_an_interruption():
     written = []
-    with pytest.raises(KeyboardInterrupt), Background() as background:
-        for n in range(5):
-            background.submit(written.append, n)
-        raise KeyboardInterrupt
+
+    def work():
+        with Background() as background:
+            for n in range(5):
+                background.submit(written.append, n)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert written == list(range(5))
