@@ -56,7 +56,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--batch_size", type=int, default=1, metavar="B", help="images restored at a time")
     add("--precision", choices=PRECISIONS, help="of the network (default: the model config's)")
     add("--compile", action="store_true", help="run the network through torch.compile")
-    add("--fast", action="store_true", help="the device's fastest precision, and --compile")
+    add("--fast", action="store_true", help="fastest precision; on CUDA also --compile")
     add("--limit", type=int, metavar="N", help="restore the first N images only")
     add("--data_root", metavar="DIR", help="folder of images (task.data.root)")
     add(

@@ -34,7 +34,8 @@ class Execution:
 
     precision: "fp32", "tf32", "bf16", "fp16", or None for what the model config says
     compile: run it through torch.compile, with static shapes
-    fast: the format that this device is fastest in, compiled; a given precision stays
+    fast: the format that this device is fastest in, on CUDA also compiled; a given precision
+      stays. Compiling for a processor takes minutes, so there it has to be asked for.
     """
 
     precision: str | None = None
@@ -60,7 +61,8 @@ class Execution:
             if reason:
                 get_logger().warning("use_fp16: %s; the network runs in float32", reason)
                 precision = "fp32"
-        return Execution(precision or "fp32", self.compile or self.fast, self.fast)
+        compiled = self.compile or (self.fast and device.type == "cuda")
+        return Execution(precision or "fp32", compiled, self.fast)
 
 
 def fastest_precision(device: torch.device) -> str:

@@ -89,7 +89,7 @@ def test_the_config_and_fast_fall_back(monkeypatch, caplog):
     assert Execution().resolve(True, CPU).precision == "fp32"
     assert "use_fp16" in caplog.text
     monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: False)
-    assert Execution(fast=True).resolve(False, CPU) == Execution("fp32", True, True)
+    assert Execution(fast=True).resolve(False, CPU) == Execution("fp32", False, True)
     monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: True)
     assert Execution(fast=True).resolve(False, CPU).precision == "bf16"
     assert Execution("fp32", fast=True).resolve(False, CPU).precision == "fp32"

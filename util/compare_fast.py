@@ -23,6 +23,8 @@ from util.run_config import load_diffusion_config, load_model_config
 def compare_fast(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Print and return, for each task, PSNR(--fast) - PSNR(fp32): mean and 95 % interval.
 
+    The first of --modes, where given, stands in for --fast.
+
     Both runs of a pair draw the same measurement and the same noise. The interval is Student's
     over photographs, whose differences are first averaged over seeds: those of one photograph
     are not independent.
@@ -39,7 +41,9 @@ def compare_fast(args: argparse.Namespace, device: torch.device) -> dict[str, An
     if len(names) < 2:
         raise UserError("--compare_fast: an interval needs 2 photographs or more")
     exact = build_prior(model, diffusion, device, Execution("fp32"))
-    fast = build_prior(model, diffusion, device, Execution(fast=True))
+    precision, _, compiled = (args.modes or [""])[0].partition("+")
+    execution = Execution(precision, bool(compiled)) if precision else Execution(fast=True)
+    fast = build_prior(model, diffusion, device, execution)
     figures: dict[str, Any] = {"images": len(names), "seeds": args.seeds}
     for task in args.tasks:
         params = diffusion.guidance.get(task, {})
