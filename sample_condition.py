@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 
 from data.dataloader import DATASETS
+from guided_diffusion.precision import PRECISIONS, Execution
 from guided_diffusion.sampling import build_prior
 from util.cli import report_errors, resolve_device
 from util.errors import UserError
@@ -53,6 +54,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="cuda, cuda:N, mps, cpu, or auto: the best there is")
     add("--seed", type=int, default=0, help="seed of all random numbers")
     add("--batch_size", type=int, default=1, metavar="B", help="images restored at a time")
+    add("--precision", choices=PRECISIONS, help="of the network (default: the model config's)")
+    add("--compile", action="store_true", help="run the network through torch.compile")
+    add("--fast", action="store_true", help="fastest precision; on CUDA also --compile")
     add("--limit", type=int, metavar="N", help="restore the first N images only")
     add("--data_root", metavar="DIR", help="folder of images (task.data.root)")
     add(
@@ -97,11 +101,19 @@ def main(argv: list[str] | None = None) -> int:
     every = args.record_every
     every = max(1, steps // _PROGRESS_IMAGES) if every is None else every
     settings = Settings(args.seed, args.batch_size, every, device)
-    prior = build_prior(config.model, config.diffusion, device)
+    execution = Execution(args.precision, args.compile, args.fast)
+    prior = build_prior(config.model, config.diffusion, device, execution)
     operator = build_operator(config, settings)
     results = Results(Path(args.save_dir) / config.task.operator.name)
     results.save_run(
-        config.raw, {"seed": args.seed, "device": str(device), "batch_size": args.batch_size}
+        config.raw,
+        {
+            "seed": args.seed,
+            "device": str(device),
+            "batch_size": args.batch_size,
+            "precision": prior.model.execution.precision,
+            "compile": prior.model.execution.compile,
+        },
     )
     for stem, array in operator.saved().items():
         results.save_array(stem, array)

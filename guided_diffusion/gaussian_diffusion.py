@@ -194,40 +194,78 @@ class GaussianDiffusion:
     def snr(self) -> np.ndarray:
         return self.alphas_cumprod / (1 - self.alphas_cumprod)
 
-    @staticmethod
-    def at(table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:
-        """table[t] as [B, 1, 1, 1] with the type and device of `like`."""
-        values = torch.as_tensor(table, device=t.device)[t]
-        return values.to(like).view(-1, *[1] * (like.ndim - 1))
+    @cached_property
+    def sqrt_alphas_cumprod(self) -> np.ndarray:
+        return np.sqrt(self.alphas_cumprod)
+
+    @cached_property
+    def sqrt_one_minus_alphas_cumprod(self) -> np.ndarray:
+        return np.sqrt(1 - self.alphas_cumprod)
+
+    @cached_property
+    def sqrt_recip_alphas_cumprod(self) -> np.ndarray:
+        return np.sqrt(1 / self.alphas_cumprod)
+
+    @cached_property
+    def sqrt_recipm1_alphas_cumprod(self) -> np.ndarray:
+        return np.sqrt(1 / self.alphas_cumprod - 1)
+
+    @cached_property
+    def _on_device(self) -> dict[tuple, Tensor]:
+        """Tables by (name, device, type): a host tensor at every step would stall a GPU."""
+        return {}
+
+    def _table(self, name: str, values: Callable[[], np.ndarray], device, dtype) -> Tensor:
+        key = (name, device, dtype)
+        if key not in self._on_device:
+            self._on_device[key] = torch.as_tensor(values()).to(dtype).to(device)
+        return self._on_device[key]
+
+    def at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
+        """The table called `name` (an attribute) at steps t [B], as [B, 1, 1, 1] with the type
+        and device of `like`."""
+        table = self._table(name, lambda: getattr(self, name), like.device, like.dtype)
+        return table[t].view(-1, *[1] * (like.ndim - 1))
+
+    def ddim_at(self, eta: float, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Coefficients of x0_hat, eps and noise in DDIM's eq. 12, each [B, 1, 1, 1]."""
+
+        def coefficients() -> np.ndarray:
+            acp, prev = self.alphas_cumprod, self.alphas_cumprod_prev
+            sigma = eta * np.sqrt((1 - prev) / (1 - acp)) * np.sqrt(1 - acp / prev)
+            return np.stack([np.sqrt(prev), np.sqrt(1 - prev - sigma**2), sigma])
+
+        table = self._table(f"ddim {eta}", coefficients, like.device, like.dtype)
+        return table[:, t].view(3, -1, *[1] * (like.ndim - 1)).unbind(0)
 
     def limit(self, x0_hat: Tensor) -> Tensor:
         return limit_x0(x0_hat, self.dynamic_threshold, self.clip_denoised)
 
     def x0_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        a = self.at(np.sqrt(1 / self.alphas_cumprod), t, x_t)
-        b = self.at(np.sqrt(1 / self.alphas_cumprod - 1), t, x_t)
+        a = self.at("sqrt_recip_alphas_cumprod", t, x_t)
+        b = self.at("sqrt_recipm1_alphas_cumprod", t, x_t)
         return a * x_t - b * eps
 
     def eps_from_x0(self, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
-        a = self.at(np.sqrt(1 / self.alphas_cumprod), t, x_t)
-        b = self.at(np.sqrt(1 / self.alphas_cumprod - 1), t, x_t)
+        a = self.at("sqrt_recip_alphas_cumprod", t, x_t)
+        b = self.at("sqrt_recipm1_alphas_cumprod", t, x_t)
         return (a * x_t - x0) / b
 
     def posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Mean of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7)."""
-        c1 = self.at(self.posterior_mean_coef1, t, x_t)
-        c2 = self.at(self.posterior_mean_coef2, t, x_t)
+        c1 = self.at("posterior_mean_coef1", t, x_t)
+        c2 = self.at("posterior_mean_coef2", t, x_t)
         return c1 * x0 + c2 * x_t
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = sqrt(acp_t) x_0 + sqrt(1 - acp_t) noise."""
-        a = self.at(np.sqrt(self.alphas_cumprod), t, x0)
-        b = self.at(np.sqrt(1 - self.alphas_cumprod), t, x0)
+        a = self.at("sqrt_alphas_cumprod", t, x0)
+        b = self.at("sqrt_one_minus_alphas_cumprod", t, x0)
         return a * x0 + b * noise
 
     def model_timesteps(self, t: Tensor) -> Tensor:
         """What the network is told for steps t [B]: original timesteps."""
-        original = torch.as_tensor(self.timesteps, device=t.device)[t]
+        original = self._table("timesteps", lambda: self.timesteps, t.device, torch.int64)[t]
         if self.rescale_timesteps:
             return original.float() * (1000.0 / self.original_steps)
         return original
@@ -263,11 +301,7 @@ def ddim(
 ) -> Transition:
     """Song et al. 2021, eq. 12 and 16, with the noise that belongs to the limited x0_hat."""
     eps = diffusion.eps_from_x0(x_t, t, prior.x0_hat)
-    acp, prev = diffusion.alphas_cumprod, diffusion.alphas_cumprod_prev
-    sigma = eta * np.sqrt((1 - prev) / (1 - acp)) * np.sqrt(1 - acp / prev)
-    towards_x0 = diffusion.at(np.sqrt(prev), t, x_t)
-    towards_eps = diffusion.at(np.sqrt(1 - prev - sigma**2), t, x_t)
-    std = diffusion.at(sigma, t, x_t)
+    towards_x0, towards_eps, std = diffusion.ddim_at(eta, t, x_t)
     return Transition(towards_x0 * prior.x0_hat + towards_eps * eps, std)
 
 

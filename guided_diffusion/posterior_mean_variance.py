@@ -54,21 +54,21 @@ def start_x_mean(diffusion: "GaussianDiffusion", output: Tensor, x_t: Tensor, t:
 
 @MEAN_TYPES.register("previous_x")
 def previous_x_mean(diffusion: "GaussianDiffusion", output: Tensor, x_t: Tensor, t: Tensor):
-    c1 = diffusion.at(diffusion.posterior_mean_coef1, t, x_t)
-    c2 = diffusion.at(diffusion.posterior_mean_coef2, t, x_t)
+    c1 = diffusion.at("posterior_mean_coef1", t, x_t)
+    c2 = diffusion.at("posterior_mean_coef2", t, x_t)
     x0_hat = diffusion.limit((output - c2 * x_t) / c1)
     return MeanPrediction(output, x0_hat, diffusion.eps_from_x0(x_t, t, x0_hat))
 
 
 @VARIANCE_TYPES.register("fixed_small")
 def fixed_small(diffusion: "GaussianDiffusion", values: Tensor | None, t: Tensor, like: Tensor):
-    variance = diffusion.at(diffusion.posterior_variance, t, like)
+    variance = diffusion.at("posterior_variance", t, like)
     return variance, variance.log()
 
 
 @VARIANCE_TYPES.register("fixed_large")
 def fixed_large(diffusion: "GaussianDiffusion", values: Tensor | None, t: Tensor, like: Tensor):
-    variance = diffusion.at(diffusion.fixed_large_variance, t, like)
+    variance = diffusion.at("fixed_large_variance", t, like)
     return variance, variance.log()
 
 
@@ -80,8 +80,8 @@ def learned(diffusion: "GaussianDiffusion", values: Tensor | None, t: Tensor, li
 @VARIANCE_TYPES.register("learned_range")
 def learned_range(diffusion: "GaussianDiffusion", values: Tensor | None, t: Tensor, like: Tensor):
     """Interpolates between the two bounds in the log domain (Nichol & Dhariwal 2021, eq. 15)."""
-    low = diffusion.at(diffusion.posterior_log_variance_clipped, t, like)
-    high = diffusion.at(diffusion.log_betas, t, like)
+    low = diffusion.at("posterior_log_variance_clipped", t, like)
+    high = diffusion.at("log_betas", t, like)
     weight = (values + 1) / 2
     log_variance = weight * high + (1 - weight) * low
     return log_variance.exp(), log_variance

@@ -28,6 +28,7 @@ from guided_diffusion.gaussian_diffusion import (
     Transition,
 )
 from guided_diffusion.measurements import GaussianNoise, NoiseModel, Operator
+from guided_diffusion.precision import Execution, accelerate
 from util.checkpoint import load_model
 from util.config import parse_component
 from util.errors import UserError
@@ -75,20 +76,35 @@ class Prior:
 
 
 def load_prior(
-    model_config: str, diffusion_config: str, device: torch.device | str = "cpu"
+    model_config: str,
+    diffusion_config: str,
+    device: torch.device | str = "cpu",
+    execution: Execution | None = None,
 ) -> Prior:
     """The prior that two config files describe, its weights on `device`."""
     return build_prior(
-        load_model_config(model_config), load_diffusion_config(diffusion_config), device
+        load_model_config(model_config),
+        load_diffusion_config(diffusion_config),
+        device,
+        execution,
     )
 
 
 def build_prior(
-    model: ModelConfig, diffusion: DiffusionConfig, device: torch.device | str
+    model: ModelConfig,
+    diffusion: DiffusionConfig,
+    device: torch.device | str,
+    execution: Execution | None = None,
 ) -> Prior:
-    """The prior of checked configs, its weights on `device`."""
+    """The prior of checked configs, its weights on `device`, run as `execution` says.
+
+    Default: the precision in the model config, not compiled. Raises UserError for a checkpoint
+    that does not fit and for a precision that the device lacks.
+    """
+    device = torch.device(device)
+    execution = (execution or Execution()).resolve(model.unet.use_fp16, device)
     return Prior(
-        load_model(model.unet, model.model_path).to(device),
+        accelerate(load_model(model.unet, model.model_path), execution, device),
         diffusion.build(),
         diffusion.sampler,
         diffusion.eta,

@@ -126,8 +126,7 @@ def load_model(config: UNetConfig, path: str | Path) -> UNetModel:
     if any(not torch.isfinite(v).all() for v in state.values()):
         raise UserError(f"{path}: holds weights that are not finite; the file is damaged")
     model.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
-    if config.use_fp16:
-        model.set_precision(torch.float16)
+    model.set_precision(torch.float32)
     return freeze(model)
 
 

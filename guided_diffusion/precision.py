@@ -1,0 +1,266 @@
+"""How the network runs: in which number format, compiled or not.
+
+The sampler's arithmetic is float32 whatever the network's format. `accelerate` wraps a network
+so that it takes and returns float32, and so that the gradient through it stays in the range of
+the format.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guided_diffusion.unet import UNetModel
+from util.errors import UserError
+from util.logger import get_logger
+
+PRECISIONS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,  # float32 tensors, products of 10-bit mantissas on tensor cores
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+# Up to this many pixels a GPU waits for the launches of kernels, which CUDA graphs replay.
+_CUDA_GRAPH_PIXELS = 2 * 256 * 256
+_WARM_UPS = {"default": 1, "reduce-overhead": 3}  # calls until a mode runs at full speed
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How to run the network.
+
+    precision: "fp32", "tf32", "bf16", "fp16", or None for what the model config says
+    compile: run it through torch.compile, with static shapes
+    fast: the format that this device is fastest in, on CUDA also compiled; a given precision
+      stays. Compiling for a processor takes minutes, so there it has to be asked for.
+    """
+
+    precision: str | None = None
+    compile: bool = False
+    fast: bool = False
+
+    def resolve(self, use_fp16: bool, device: torch.device) -> "Execution":
+        """The same with precision filled in for `device`; `use_fp16` is the config's key.
+
+        Raises UserError for a precision that was asked for and that the device lacks. One that
+        only the config or `fast` asks for falls back, and the log says so.
+        """
+        precision = self.precision
+        if precision is not None:
+            reason = lacks(precision, device)
+            if reason:
+                raise UserError(f"--precision {precision}: {reason}; use --precision fp32")
+        elif self.fast:
+            precision = fastest_precision(device)
+        elif use_fp16:
+            precision = "fp16"
+            reason = lacks(precision, device)
+            if reason:
+                get_logger().warning("use_fp16: %s; the network runs in float32", reason)
+                precision = "fp32"
+        compiled = self.compile or (self.fast and device.type == "cuda")
+        return Execution(precision or "fp32", compiled, self.fast)
+
+
+def fastest_precision(device: torch.device) -> str:
+    """bf16 where the hardware multiplies it, else fp16 on a GPU, else fp32."""
+    order = ("bf16", "fp16", "fp32") if device.type != "cpu" else ("bf16", "fp32")
+    return next(p for p in order if not lacks(p, device))
+
+
+def lacks(precision: str, device: torch.device) -> str:
+    """Why `device` cannot run the network in `precision`; "" if it can."""
+    if precision == "fp32":
+        return ""
+    if device.type == "cuda":
+        generation = torch.cuda.get_device_capability(device)[0]
+        name = torch.cuda.get_device_name(device)
+        if precision in ("tf32", "bf16") and generation < 8:
+            return f"{name} has no {precision} units (needs compute capability 8.0 or higher)"
+        return ""
+    if precision == "tf32":
+        return "tf32 is a format of NVIDIA GPUs"
+    if device.type == "cpu":
+        if precision == "fp16":
+            return "processors run float16 convolutions slowly or not at all (bf16 may do)"
+        return "" if _cpu_has_bf16() else "this processor has no bf16 instructions"
+    return _fails(PRECISIONS[precision], device)
+
+
+def _cpu_has_bf16() -> bool:
+    # AVX-512 alone is enough for oneDNN to take bf16, by emulation that is slower than float32.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    if "avx512_bf16" in capabilities or "bf16" in capabilities:
+        return any(capabilities.get(k) for k in ("avx512_bf16", "amx_tile", "bf16"))
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = file.read()
+    except OSError:
+        return False
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
+
+
+def _fails(dtype: torch.dtype, device: torch.device) -> str:
+    """What a small convolution in `dtype` raises on `device`; "" if it works."""
+    try:
+        image = torch.ones(1, 8, 8, 8, dtype=dtype, device=device)
+        torch.nn.functional.conv2d(image, image[:, :, :3, :3]).float().cpu()
+    except (RuntimeError, TypeError) as error:
+        return f"{device} cannot run it ({str(error).splitlines()[0]})"
+    return ""
+
+
+@contextlib.contextmanager
+def _matmul_format(tf32: bool) -> Iterator[None]:
+    """Allow or forbid TF32 for what runs inside, and only there.
+
+    The switches are global, and the operators must not see them: a blur in TF32 is wrong in
+    the fourth digit.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def gradient_scale(gradient: Tensor) -> Tensor:
+    """The power of two that brings the largest entry of each image into [1, 2): [B, 1, 1, 1].
+
+    The gradient of a distance has norm about 1 over some 10^5 pixels and is multiplied by
+    sqrt(1 / acp - 1), which is 0.01 in the last steps: entries of 1e-5 and less, where float16
+    has few bits left. Scaling by a power of two is exact; an image whose gradient is zero or
+    not finite keeps 1.
+    """
+    largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
+    usable = torch.isfinite(largest) & (largest > 0)
+    # Scale and its inverse both stay normal float32 numbers.
+    exponent = torch.where(usable, largest, 1.0).log2().floor().clamp(-120, 120)
+    return torch.exp2(-exponent)
+
+
+class _ThroughNetwork(torch.autograd.Function):
+    """The network's output, with a backward pass that runs under the same settings.
+
+    The part of the graph inside the network is kept apart, so that its gradient can be scaled
+    on the way in and scaled back on the way out without touching the rest of the graph.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, timesteps: Tensor, runner: "AcceleratedNetwork") -> Tensor:
+        with torch.enable_grad():
+            inner = x.detach().requires_grad_()
+            output = runner.evaluate(inner, timesteps)
+        ctx.runner, ctx.inner, ctx.output = runner, inner, output
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        inner, output = ctx.inner, ctx.output
+        ctx.inner = ctx.output = None
+        with _matmul_format(ctx.runner.tf32), torch.enable_grad():
+            if not ctx.runner.scaled:
+                return torch.autograd.grad(output, inner, gradient)[0], None, None
+            scale = gradient_scale(gradient)
+            return torch.autograd.grad(output, inner, gradient * scale)[0] / scale, None, None
+
+
+class AcceleratedNetwork:
+    """A network run as an `Execution` says: (x_t [B, 3, H, W], timesteps [B]) -> float32.
+
+    Differentiable once with respect to x_t. The weights are converted in place.
+    """
+
+    def __init__(self, network: UNetModel, execution: Execution, device: torch.device) -> None:
+        self.network = network
+        self.execution = execution
+        self.tf32 = execution.precision == "tf32"
+        self.scaled = execution.precision == "fp16"
+        network.set_precision(PRECISIONS[execution.precision])
+        # On processors group normalisation of that layout costs more than convolutions gain.
+        self.channels_last = device.type == "cuda" and execution.precision != "fp32"
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+        self.compile = execution.compile
+        self._compiled: dict[tuple, Callable] = {}
+
+    def __call__(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _ThroughNetwork.apply(x, timesteps, self)
+        return self.evaluate(x, timesteps)
+
+    def evaluate(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        """The network's output, within the autograd graph of x if that is recorded."""
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        function = self._function(x, timesteps)
+        with _matmul_format(self.tf32):
+            if function is self.network:
+                return function(x, timesteps)
+            if x.device.type != "cuda":
+                return function(x, timesteps)
+            torch.compiler.cudagraph_mark_step_begin()
+            # The next replay of a CUDA graph would write over its output.
+            return function(x, timesteps).clone()
+
+    def _function(self, x: Tensor, timesteps: Tensor) -> Callable:
+        """What computes inputs of this shape: compiled for it, or the network itself."""
+        if not self.compile:
+            return self.network
+        key = (*x.shape, torch.is_grad_enabled() and x.requires_grad)
+        if key not in self._compiled:
+            with _matmul_format(self.tf32):
+                self._compiled[key] = _compile(self.network, x, timesteps)
+        return self._compiled[key]
+
+
+def _compile(network: UNetModel, x: Tensor, timesteps: Tensor) -> Callable:
+    """The network compiled for the shape of `x`; itself where that fails, which is logged."""
+    modes = ["default"]
+    if x.device.type == "cuda" and x.shape[0] * x.shape[2] * x.shape[3] <= _CUDA_GRAPH_PIXELS:
+        modes.insert(0, "reduce-overhead")
+    shape = "x".join(map(str, x.shape))
+    for mode in modes:
+        started = time.perf_counter()
+        try:
+            function = torch.compile(network, dynamic=False, mode=mode)
+            for _ in range(_WARM_UPS[mode]):
+                _warm_up(function, x, timesteps)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # compilers fail in many ways; none is worth losing the run
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            get_logger().warning("--compile (%s) failed for %s: %s", mode, shape, reason)
+            torch.compiler.reset()
+            continue
+        seconds = time.perf_counter() - started
+        get_logger().info("network compiled for %s in %.0f s (mode %s)", shape, seconds, mode)
+        return function
+    get_logger().warning("the network runs without --compile")
+    return network
+
+
+def _warm_up(function: Callable, x: Tensor, timesteps: Tensor) -> None:
+    """One call, with its gradient where the run will need it."""
+    if x.device.type == "cuda":
+        torch.compiler.cudagraph_mark_step_begin()
+    inner = x.detach().requires_grad_(x.requires_grad)
+    output = function(inner, timesteps)
+    if output.requires_grad:
+        torch.autograd.grad(output, inner, torch.ones_like(output))
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
+
+
+def accelerate(
+    network: UNetModel, execution: Execution, device: torch.device | str
+) -> AcceleratedNetwork:
+    """`network`, on `device`, ready to run as `execution` says (see `Execution.resolve`)."""
+    device = torch.device(device)
+    resolved = execution.resolve(network.config.use_fp16, device)
+    return AcceleratedNetwork(network.to(device), resolved, device)

@@ -1,0 +1,412 @@
+"""Time the program on this machine: steps and their parts, beside the plain loop and deepinv.
+
+  python -m util.benchmark                                       # demo network, a few minutes
+  python -m util.benchmark --model_config configs/model_config.yaml --device cuda \\
+      --batch_sizes 1,4,16,32 --modes fp32,tf32,bf16,bf16+compile --json h100.json
+  python -m util.benchmark --operators
+  python -m util.benchmark --compare_fast --data_root DIR --limit 16 --seeds 3
+
+Random weights serve for speed, so no checkpoint is needed (--compare_fast reads one). The times
+of one row are taken in turn, and each is a median; rows follow one another, so compare them on
+a machine that does nothing else.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from guided_diffusion.condition_methods import Problem, ProximalSampling
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.measurements import OPERATORS, GaussianNoise, Operator, OperatorContext
+from guided_diffusion.precision import PRECISIONS, Execution, accelerate, fastest_precision
+from guided_diffusion.sampling import Prior
+from guided_diffusion.unet import UNetConfig, UNetModel
+from util.benchmark_report import Report, Row, format_row, header
+from util.checkpoint import freeze, model_config
+from util.cli import report_errors, resolve_device
+from util.errors import UserError
+from util.img_utils import MaskConfig
+from util.randomness import ImageKey, PerImageNoise
+
+TASKS = ("super_resolution", "gaussian_blur", "motion_blur", "inpainting")
+
+
+class Clock:
+    """Times functions on a device, waiting for it to finish."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def wait(self) -> None:
+        if self.device.type in ("cuda", "mps"):
+            getattr(torch, self.device.type).synchronize()
+
+    def ms(self, function: Callable[[], object]) -> float:
+        self.wait()
+        started = time.perf_counter()
+        function()
+        self.wait()
+        return 1e3 * (time.perf_counter() - started)
+
+    def reset_peak(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif Path("/proc/self/clear_refs").exists():
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def peak_gib(self) -> float | None:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        status = Path("/proc/self/status")
+        lines = status.read_text().splitlines() if status.exists() else []
+        kib = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+        return kib[0] / 2**20 if kib and self.device.type == "cpu" else None
+
+
+def medians(
+    clock: Clock, functions: dict[str, Callable[[], object]], repeats: int
+) -> dict[str, float]:
+    """Median milliseconds of each function, timed in turn after one untimed call of each."""
+    for function in functions.values():
+        function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            times[name].append(clock.ms(function))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(part in text for part in ("out of memory", "allocate memory", "enough memory"))
+    )
+
+
+def count_gflop(config: UNetConfig, size: int) -> float:
+    """GFLOP of one forward and backward (to the input) pass for one image, 2 per multiply-add."""
+    with torch.device("meta"):
+        network = freeze(UNetModel(config))
+        network.set_precision(torch.float32)
+        x = torch.zeros(1, 3, size, size, requires_grad=True)
+        t = torch.zeros(1, dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            output = network(1 * x, t)  # the counter cannot follow a leaf
+            torch.autograd.grad(output, x, torch.ones_like(output))
+    return counter.get_total_flops() / 1e9
+
+
+def measure_peak(clock: Clock, repeats: int = 5) -> float:
+    """TFLOP/s of a large bf16 matrix product, the best of some."""
+    n = 8192 if clock.device.type == "cuda" else 1536
+    a = torch.randn(n, n, device=clock.device, dtype=torch.bfloat16)
+    a @ a
+    return 2 * n**3 / min(clock.ms(lambda: a @ a) for _ in range(repeats)) / 1e9
+
+
+def random_network(config: UNetConfig) -> UNetModel:
+    """A network with random weights, those that start at zero included."""
+    torch.manual_seed(0)
+    network = UNetModel(config)
+    for parameter in network.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    network.set_precision(torch.float32)
+    return freeze(network)
+
+
+def build_operator(task: str, size: int, device: torch.device) -> Operator:
+    """The operator of a published task."""
+    mask = MaskConfig(mask_type="random", mask_prob_range=(0.7, 0.9))
+    context = OperatorContext(size, size, device, mask=mask)
+    return OPERATORS.get(task)(context=context)
+
+
+@dataclass
+class Case:
+    """One task at one batch size: what a step needs."""
+
+    task: str
+    prior: Prior
+    batch: int
+    size: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        keys = [ImageKey(0, str(i)) for i in range(self.batch)]
+        self.noise = PerImageNoise(keys, self.device)
+        operator = build_operator(self.task, self.size, self.device).bind(keys)
+        self.method = ProximalSampling()
+        self.x = torch.randn(self.batch, 3, self.size, self.size, device=self.device)
+        y = operator(self.x)
+        shape = (3, self.size, self.size)
+        self.problem = Problem(y, operator, GaussianNoise(), self.prior.diffusion, shape)
+
+    def step(self, t: int) -> Tensor:
+        return self.method.step(self.prior.reverse, self.x, t, self.problem, self.noise).x
+
+    def parts(self, t: int, last: int) -> dict[str, Callable[[], object]]:
+        """The parts of a step as functions; called in this order, each finds what it needs."""
+        held: dict[str, Tensor] = {}
+
+        def forward() -> None:
+            held["x"] = self.x.detach().requires_grad_()
+            held["prior"], held["move"] = self.prior.reverse(held["x"], t)
+
+        def operator() -> None:
+            x0_hat = held["prior"].x0_hat.detach().requires_grad_()
+            distance = self.problem.distance(x0_hat)
+            held["g"] = torch.autograd.grad(distance.sum(), x0_hat)[0]
+
+        def backward() -> None:
+            torch.autograd.grad(held["prior"].x0_hat, held["x"], held["g"])
+
+        def candidates(step: int) -> None:
+            n = self.method.num_candidates(self.prior.diffusion, step)
+            move, eps = held["move"], held["prior"].eps.detach()
+            args = (move.mean.detach(), move.std.detach(), eps, self.x, step, n)
+            with torch.no_grad():
+                self.method.choose(*args, self.problem, self.noise)
+
+        return {
+            "forward": forward,
+            "operator": operator,
+            "backward": backward,
+            "candidates": lambda: candidates(t),
+            "last_candidates": lambda: candidates(last),
+        }
+
+
+def plain_case(case: Case, network: UNetModel):
+    """The plain loop on the same task; None where the tests are not installed."""
+    try:
+        from tests import plain_loop as plain
+    except ImportError:
+        return None
+    dense = {
+        "super_resolution": lambda: plain.GatherBicubic(case.size, 4, case.device),
+        "inpainting": lambda: case.problem.operator,
+    }
+    kernel = case.problem.operator.saved().get("kernel")
+    operator = dense.get(case.task, lambda: plain.DenseBlur(kernel, case.device))()
+    diffusion = case.prior.diffusion
+    timesteps, betas = diffusion.timesteps, diffusion.betas
+    y = case.problem.y[:1]
+    return plain.PlainLoop(network, timesteps, betas, operator, y, case.method.scale)
+
+
+def mean_step(diffusion: GaussianDiffusion) -> tuple[int, float]:
+    """The step whose number of candidates is nearest the mean over the run, and that mean."""
+    method = ProximalSampling()
+    numbers = [method.num_candidates(diffusion, t) for t in range(1, diffusion.num_timesteps)]
+    mean = statistics.fmean(numbers)
+    return 1 + min(range(len(numbers)), key=lambda i: abs(numbers[i] - mean)), mean
+
+
+class Benchmark:
+    """All measurements of one call."""
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        self.args, self.device, self.clock = args, device, Clock(device)
+        self.config = model_config(args.model_config)
+        self.size = args.image_size or self.config.image_size
+        if self.size % self.config.size_multiple():
+            raise UserError(
+                f"--image_size {self.size}: must be a multiple of {self.config.size_multiple()}"
+            )
+        self.diffusion = GaussianDiffusion.create()
+        self.middle, mean = mean_step(self.diffusion)
+        cuda = device.type == "cuda"
+        self.report = Report(
+            device=torch.cuda.get_device_name(device) if cuda else platform.processor() or "CPU",
+            versions={"torch": torch.__version__, "python": platform.python_version()},
+            threads=torch.get_num_threads(),
+            image_size=self.size,
+            gflop_per_image=count_gflop(self.config, self.size),
+            steps=self.diffusion.num_timesteps,
+            mean_candidates=mean,
+            peak_tflops=measure_peak(self.clock),
+        )
+
+    def run(self) -> Report:
+        plain_rows = self._plain_rows() if not self.args.no_plain else {}
+        for mode in self.args.modes:
+            precision, _, compiled = mode.partition("+")
+            execution = Execution(precision, bool(compiled))
+            network = accelerate(random_network(self.config), execution, self.device)
+            for batch in self.args.batch_sizes:
+                for task in self.args.tasks:
+                    self._measure(task, mode, batch, network, plain_rows.get(task))
+        if not self.args.no_plain and not plain_rows:
+            self.report.notes.append("plain loop: skipped, it lives in tests/ of the repository")
+        self._deepinv()
+        return self.report
+
+    def _case(self, task: str, network, batch: int) -> Case:
+        return Case(task, Prior(network, self.diffusion), batch, self.size, self.device)
+
+    def _plain_rows(self) -> dict[str, Row]:
+        try:
+            from tests.plain_loop import plain_network
+        except ImportError:
+            return {}
+        base = random_network(self.config).to(self.device)
+        network, rows = plain_network(base), {}
+        for task in self.args.tasks:
+            row = Row(task, "plain fp32", 1)
+            rows[task] = row
+            self.report.rows.append(row)
+            self._guard(row, lambda row=row: self._time_plain(row, base, network))
+        return rows
+
+    def _time_plain(self, row: Row, base: UNetModel, network: UNetModel) -> None:
+        case = self._case(row.task, base, 1)
+        loop = plain_case(case, network)
+        self.clock.reset_peak()
+        functions = {
+            "step": lambda: loop.step(case.x, self.middle, case.noise),
+            "last_step": lambda: loop.step(case.x, 1, case.noise),
+        }
+        self._fill(row, medians(self.clock, functions, self.args.repeats), None)
+
+    def _measure(self, task: str, mode: str, batch: int, network, plain: Row | None) -> None:
+        row = Row(task, mode, batch)
+        self.report.rows.append(row)
+
+        def timed() -> None:
+            case = self._case(task, network, batch)
+            self.clock.reset_peak()
+            functions = {
+                "step": lambda: case.step(self.middle),
+                "last_step": lambda: case.step(1),
+                **case.parts(self.middle, 1),
+            }
+            self._fill(row, medians(self.clock, functions, self.args.repeats), plain)
+
+        self._guard(row, timed)
+
+    def _guard(self, row: Row, measure: Callable[[], None]) -> None:
+        """Run it; a row that does not fit into memory says so, and the sweep goes on."""
+        try:
+            measure()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            row.note = "out of memory"
+        if row.note and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        print(format_row(row), flush=True)
+
+    def _fill(self, row: Row, times: dict[str, float], plain: Row | None) -> None:
+        for name, value in times.items():
+            setattr(row, f"{name}_ms", value)
+        seconds = row.step_ms / 1e3
+        row.images_per_hour = 3600 * row.batch / (seconds * self.report.steps)
+        row.peak_memory_gib = self.clock.peak_gib()
+        row.tflops = self.report.gflop_per_image * row.batch / seconds / 1e3
+        row.peak_share = row.tflops / self.report.peak_tflops
+        if plain is not None and plain.images_per_hour:
+            row.speedup = row.images_per_hour / plain.images_per_hour
+
+    def _deepinv(self) -> None:
+        from util.benchmark_deepinv import time_deepinv
+
+        note = time_deepinv(self.config, self.size, self.device, self.clock, self.args.repeats)
+        self.report.notes.append(note)
+
+
+def _list(kind: Callable) -> Callable[[str], list]:
+    return lambda text: [kind(part) for part in text.split(",") if part]
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model_config", default="configs/demo_model_config.yaml", metavar="FILE")
+    add("--image_size", type=int, metavar="S", help="side (default: the model config's)")
+    add("--device", default="auto", help="cuda, cuda:N, mps, cpu, or auto")
+    add("--threads", type=int, metavar="N", help="CPU threads")
+    add("--tasks", type=_list(str), default=list(TASKS), help="comma list (default: all four)")
+    add("--batch_sizes", type=_list(int), default=[1], help="comma list (default: 1)")
+    add(
+        "--modes",
+        type=_list(str),
+        help='comma list of precisions, each with "+compile" or not (default: fp32 and the '
+        "device's fastest)",
+    )
+    add("--repeats", type=int, default=3, help="timed steps a row, the median counts (default: 3)")
+    add("--no_plain", action="store_true", help="leave the plain loop out")
+    add("--json", metavar="FILE", help="write the figures there as well")
+    add("--operators", action="store_true", help="the operators on 50 candidates, nothing else")
+    add("--compare_fast", action="store_true", help="PSNR of --fast against fp32, and nothing else")
+    add("--diffusion_config", default="configs/demo_diffusion_config.yaml", metavar="FILE")
+    add("--data_root", metavar="DIR", help="--compare_fast: photographs")
+    add("--limit", type=int, default=16, help="--compare_fast: photographs (default: 16)")
+    add("--seeds", type=int, default=3, help="--compare_fast: seeds (default: 3)")
+    args = parser.parse_args(argv)
+    for task in args.tasks:
+        if task not in TASKS:
+            raise UserError(f"--tasks {task}: expected some of {', '.join(TASKS)}")
+    for mode in args.modes or ():
+        precision, plus, rest = mode.partition("+")
+        if precision not in PRECISIONS or rest != ("compile" if plus else ""):
+            raise UserError(
+                f'--modes {mode}: expected {", ".join(PRECISIONS)}, "+compile" after it or not'
+            )
+    numbers = (*args.batch_sizes, args.repeats, args.limit, args.seeds)
+    if min(numbers) < 1 or (args.threads is not None and args.threads < 1):
+        raise UserError("--batch_sizes, --repeats, --threads, --limit, --seeds: at least 1")
+    return args
+
+
+@report_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    device = resolve_device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.compare_fast:
+        from util.compare_fast import compare_fast
+
+        figures = compare_fast(args, device)
+    elif args.operators:
+        from util.benchmark_operators import compare_operators
+
+        size = args.image_size or model_config(args.model_config).image_size
+        figures = compare_operators(args, size, device)
+    else:
+        if args.modes is None:
+            args.modes = list(dict.fromkeys(["fp32", fastest_precision(device)]))
+        for mode in args.modes:
+            Execution(mode.partition("+")[0]).resolve(False, device)
+        print(header())
+        report = Benchmark(args, device).run()
+        print(
+            f"\n{report.device}, torch {report.versions['torch']}, {report.threads} CPU thread(s); "
+            f"{report.image_size}x{report.image_size}, {report.gflop_per_image:.1f} GFLOP forward "
+            f"and backward; bf16 matrix product {report.peak_tflops:.3f} TFLOP/s; {report.steps} "
+            f"steps, {report.mean_candidates:.1f} candidates on average",
+            *report.notes,
+            sep="\n",
+        )
+        figures = asdict(report)
+    if args.json:
+        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Does --fast change the quality? Paired PSNR differences over photographs and seeds."""
+
+import argparse
+import statistics
+from typing import Any
+
+import torch
+from scipy.stats import t as student_t
+
+from data.dataloader import ImageFolder
+from guided_diffusion.condition_methods import Problem, ProximalSampling
+from guided_diffusion.measurements import GaussianNoise
+from guided_diffusion.precision import Execution
+from guided_diffusion.sampling import Prior, build_prior, sample
+from util.benchmark import build_operator
+from util.compute_metric import psnr
+from util.errors import UserError
+from util.img_utils import to_pixels
+from util.randomness import ImageKey, PerImageNoise
+from util.run_config import load_diffusion_config, load_model_config
+
+
+def compare_fast(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Print and return, for each task, PSNR(--fast) - PSNR(fp32): mean and 95 % interval.
+
+    The first of --modes, where given, stands in for --fast.
+
+    Both runs of a pair draw the same measurement and the same noise. The interval is Student's
+    over photographs, whose differences are first averaged over seeds: those of one photograph
+    are not independent.
+    """
+    if args.data_root is None:
+        raise UserError("--compare_fast: needs --data_root, a folder of photographs")
+    model, diffusion = (
+        load_model_config(args.model_config),
+        load_diffusion_config(args.diffusion_config),
+    )
+    size = args.image_size or model.unet.image_size
+    dataset = ImageFolder(args.data_root, image_size=size)
+    names = dataset.names[: args.limit]
+    if len(names) < 2:
+        raise UserError("--compare_fast: an interval needs 2 photographs or more")
+    exact = build_prior(model, diffusion, device, Execution("fp32"))
+    precision, _, compiled = (args.modes or [""])[0].partition("+")
+    execution = Execution(precision, bool(compiled)) if precision else Execution(fast=True)
+    fast = build_prior(model, diffusion, device, execution)
+    figures: dict[str, Any] = {"images": len(names), "seeds": args.seeds}
+    for task in args.tasks:
+        params = diffusion.guidance.get(task, {})
+        differences = []
+        for name in names:
+            label = dataset.load(name)[None].to(device)
+            pairs = [
+                [_psnr(prior, task, params, label, ImageKey(seed, name)) for prior in (exact, fast)]
+                for seed in range(args.seeds)
+            ]
+            differences.append(statistics.fmean(b - a for a, b in pairs))
+        mean = statistics.fmean(differences)
+        quantile = student_t.ppf(0.975, len(names) - 1)
+        half = float(quantile) * statistics.stdev(differences) / len(names) ** 0.5
+        figures[task] = {"mean_db": mean, "low_db": mean - half, "high_db": mean + half}
+        print(
+            f"{task}: {mean:+.4f} dB, 95 % interval {mean - half:+.4f} .. {mean + half:+.4f} "
+            f"({len(names)} photographs, {args.seeds} seed(s))",
+            flush=True,
+        )
+    return figures
+
+
+def _psnr(
+    prior: Prior, task: str, params: dict[str, Any], label: torch.Tensor, key: ImageKey
+) -> float:
+    operator = build_operator(task, label.shape[-1], label.device).bind([key])
+    noiser = GaussianNoise(0.01)
+    y = noiser(operator(label), key.numpy("noise"))
+    problem = Problem(y, operator, noiser, prior.diffusion, tuple(label.shape[1:]))
+    noise = PerImageNoise([key], label.device)
+    x = sample(prior, ProximalSampling(**params), problem, noise)
+    return psnr(to_pixels(label[0]), to_pixels(x[0]))
