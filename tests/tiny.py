@@ -97,6 +97,5 @@ def result_files(root: Path) -> dict[str, bytes]:
     return {
         path.relative_to(root).as_posix(): path.read_bytes()
         for path in sorted(root.rglob("*"))
-        if path.is_file()
-        and not path.name.startswith(("manifest.", "config.", "report."))
+        if path.is_file() and not path.name.startswith(("manifest.", "config.", "report."))
     }

@@ -51,7 +51,7 @@ def result_settings(
     diffusion = dataclasses.asdict(config.diffusion)
     del diffusion["guidance"]  # what applies of it stands in conditioning
     task = config.task
-    data = Component("", {k: v for k, v in task.data.params.items() if k not in _PLACES})
+    data = {k: v for k, v in task.data.params.items() if k not in _PLACES}
     return {
         "seed": seed,
         "device": device.type,
@@ -61,8 +61,11 @@ def result_settings(
         },
         "diffusion": diffusion,
         "task": {
-            "conditioning": _component(task.conditioning),
-            "data": _component(data),
+            "conditioning": {
+                "method": task.conditioning.name,
+                "params": _contents(task.conditioning.params),
+            },
+            "data": _contents(data),
             "operator": {
                 **_component(task.operator),
                 **{stem: _array_mark(a) for stem, a in operator.saved().items()},
@@ -74,8 +77,7 @@ def result_settings(
 
 
 def _component(component: Component) -> dict[str, Any]:
-    name = {"name": component.name} if component.name else {}
-    return {**name, **_contents(component.params)}
+    return {"name": component.name, **_contents(component.params)}
 
 
 def _contents(params: Mapping[str, Any]) -> dict[str, Any]:

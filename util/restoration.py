@@ -156,7 +156,6 @@ class Restoration:
             return self._limit
         shape = tuple(item.y.shape)
         if shape not in self._auto:
-            limit = remaining
 
             def try_steps(size: int) -> None:
                 problem, noise = self._problem([item] * size)
@@ -165,7 +164,7 @@ class Restoration:
                     if t >= 0:  # the late steps have the most candidates
                         x = self.method.step(self.prior.reverse, x, t, problem, noise).x
 
-            self._auto[shape] = fitting_batch(try_steps, self.settings.device, limit)
+            self._auto[shape] = fitting_batch(try_steps, self.settings.device, remaining)
         return self._auto[shape]
 
     def _restore(self, items: Sequence[Item]) -> None:
