@@ -162,8 +162,8 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
                 config, settings, dataset, prior, operator, results, plan.config, world, stop
             )
             restoration.run(world.share_of(plan.names), len(plan.names))
-        if world.is_first:
-            world.wait_for_others(stop)
+            if world.is_first:
+                world.wait_for_others(stop)
     except Interrupted:
         log.warning("stopped by signal %d; the same command goes on from here", stop.signal)
     if not world.is_first:
