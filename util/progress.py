@@ -13,7 +13,7 @@ from util.logger import get_logger
 _REFRESH_SECONDS = 0.5  # reading the distance waits for the GPU, so it is done now and then
 _LINE_SECONDS = 60.0  # between two lines about the steps of the same images
 _ESTIMATE_AFTER = 3  # steps before the time left is told
-_IMAGES_FORMAT = "{desc}: {n_fmt}/{total_fmt} |{bar}| {postfix}"
+_IMAGES_FORMAT = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 
 class Progress:
