@@ -72,7 +72,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--record",
         metavar="every=N[,gif|mp4]",
-        help="save x_t and x0_hat every N steps, and a film; or none (default: 10 of each)",
+        help="save x_t and x0_hat every N steps, and a film; or none; left out: 10 of each",
     )
     add("--overwrite", action="store_true", help="restore everything anew, replacing results")
     loudness = parser.add_mutually_exclusive_group()
@@ -135,7 +135,10 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
     settings = Settings(args.seed, args.batch_size, record, device)
     operator = build_operator(config, settings)
     results = Results(Path(args.save_dir) / config.task.operator.name)
+    # All that can be wrong with the configs and the checkpoint is found before anything is written.
+    prior = build_prior(config.model, config.diffusion, device)
     world = join_world()
+    restoration = Restoration(config, settings, dataset, prior, operator, results, world, stop)
 
     def begin() -> Plan:
         pixels = result_settings(config, args.seed, device, operator)
@@ -157,11 +160,7 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
             log.info("%d of them finished before; %d to go", plan.finished, len(plan.names))
     try:
         if plan.names:
-            prior = build_prior(config.model, config.diffusion, device)
-            restoration = Restoration(
-                config, settings, dataset, prior, operator, results, plan.config, world, stop
-            )
-            restoration.run(world.share_of(plan.names), len(plan.names))
+            restoration.run(world.share_of(plan.names), plan.config, len(plan.names))
             if world.is_first:
                 world.wait_for_others(stop)
     except Interrupted:

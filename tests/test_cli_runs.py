@@ -416,3 +416,16 @@ def test_quiet_says_nothing_and_verbose_tells_steps(tiny, images, tmp_path, caps
     assert "step 4/4, distance" in said
     assert "1/1 p0.png: PSNR" in said
     assert "1 finished, 0 failed" in said
+
+
+def test_wrong_checkpoint_or_method_leaves_nothing_behind(tiny, images, tmp_path, capsys):
+    (tmp_path / "cut.pt").write_bytes(tiny.checkpoint.read_bytes()[:5000])
+    for setting, message in (
+        (f"model.model_path={tmp_path / 'none.pt'}", "no such checkpoint"),
+        (f"model.model_path={tmp_path / 'cut.pt'}", "truncated"),
+        ("diffusion.sampler=ddim", "eta"),
+    ):
+        arguments = tiny.arguments(images, tmp_path / "results", "--set", setting)
+        assert sample_condition.main(arguments) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "results").exists()

@@ -82,7 +82,6 @@ class Restoration:
         prior: Prior,
         operator: Operator,
         results: Results,
-        config_hash: str,
         world: World | None = None,
         stop: StopRequest | None = None,
     ) -> None:
@@ -91,15 +90,17 @@ class Restoration:
         self.method: ConditioningMethod = config.task.conditioning.build(CONDITIONING)
         self.noiser: NoiseModel = config.task.noise.build(NOISES)
         prior.check_method(self.method)
-        self.config_hash = config_hash
+        self.config_hash = ""
         self.world = world or World()
         self.stop = stop or StopRequest()
         self.manifest = Manifest(results.root, self.world.rank)
         self._limit = settings.batch_size  # lowered when memory runs out
         self._auto: dict[tuple[int, ...], int] = {}  # by the shape of y
 
-    def run(self, names: Sequence[str], images: int | None = None) -> None:
+    def run(self, names: Sequence[str], config_hash: str, images: int | None = None) -> None:
         """Restore `names`, this rank's share of `images` in the whole job.
+
+        config_hash: what the records carry, see manifest.settings_hash
 
         An image that cannot be read, or whose sample is not finite, is recorded as failed and
         left out. Raises Interrupted after a signal and UserError where nothing can be written;
@@ -107,6 +108,7 @@ class Restoration:
         """
         steps = self.prior.diffusion.num_timesteps
         images = len(names) if images is None else images
+        self.config_hash = config_hash
         self.progress = Progress(images, len(names), steps, self.world)
         try:
             for batch in self._batches(names):
