@@ -65,6 +65,10 @@ class Dataset:
         """The whole RGB image called `name`; UserError if it cannot be read."""
         raise NotImplementedError
 
+    def path(self, name: str) -> Path | None:
+        """The file that holds the image called `name`; None where there is none."""
+        return None
+
     def load(self, name: str) -> Tensor:
         """The image called `name` at the model's size: [3, S, S] in [-1, 1].
 
@@ -124,8 +128,11 @@ class ImageFolder(Dataset):
         self.root = Path(root)
         self.names = [path.relative_to(self.root).as_posix() for path in find_images(root)]
 
+    def path(self, name: str) -> Path:
+        return self.root / name
+
     def open(self, name: str) -> Image.Image:
-        return read_image(self.root / name)
+        return read_image(self.path(name))
 
 
 @DATASETS.register("skimage")

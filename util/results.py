@@ -3,11 +3,11 @@
 import csv
 import io
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import yaml
@@ -23,6 +23,20 @@ SHEET_ROWS = 16  # a contact sheet shows this many images at most
 _SHEET_GAP = 8
 _SHEET_HEADER = 24
 METRICS = ("psnr", "ssim")
+DECIMALS = {"psnr": 4, "ssim": 5, "residual": 4}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the reports say about one restored image; `name` is that of its files."""
+
+    name: str
+    metrics: dict[str, float]  # empty where there is no label
+    residual: float | None = None
+    seconds: float = 0.0
+
+    def value(self, column: str) -> float | None:
+        return self.residual if column == "residual" else self.metrics.get(column)
 
 
 @dataclass
@@ -30,10 +44,10 @@ class Results:
     """Files of one run below `<save_dir>/<operator>`.
 
     input, recon, label: images under the path of their source; progress: a folder per image.
+    What is known about the images stands in the manifest, not here.
     """
 
     root: Path
-    rows: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def path(self, kind: str, name: str, suffix: str = ".png") -> Path:
         """Where the `kind` file of the image called `name` (no ending) lies."""
@@ -63,8 +77,12 @@ class Results:
         self._write_array(self.path("input", name, ".npy"), y.float().cpu().numpy())
         self._write_image(self.path("input", name), to_pixels(view))
 
-    def save_progress(self, name: str, step: int, x: Tensor) -> None:
-        self._write_image(self.path("progress", f"{name}/{step:04d}"), to_pixels(x))
+    def progress_path(self, name: str, quantity: str, step: int) -> Path:
+        """Where x_t or x0_hat lies, `step` steps before the end."""
+        return self.path("progress", f"{name}/{quantity}_{step:04d}")
+
+    def save_progress(self, name: str, quantity: str, step: int, x: Tensor) -> None:
+        self._write_image(self.progress_path(name, quantity, step), to_pixels(x))
 
     def save_image(self, kind: str, name: str, x: Tensor) -> np.ndarray:
         """Save [3, H, W] as `kind`; returns the 8-bit pixels that the file holds."""
@@ -72,29 +90,41 @@ class Results:
         self._write_image(self.path(kind, name), pixels)
         return pixels
 
-    def save_restored(self, name: str, label: Tensor, recon: Tensor) -> None:
-        """Label and restored image [3, H, W], and their metrics on 8-bit pixels."""
+    def save_restored(self, name: str, label: Tensor | None, recon: Tensor) -> dict[str, float]:
+        """Restored image and label [3, H, W]; returns the metrics of their 8-bit pixels.
+
+        Without a label there are none.
+        """
+        if label is None:
+            self.save_image("recon", name, recon)
+            return {}
         label_pixels = self.save_image("label", name, label)
         pixels = self.save_image("recon", name, recon)
-        self.rows[name] = {"psnr": psnr(label_pixels, pixels), "ssim": ssim(label_pixels, pixels)}
+        return {"psnr": psnr(label_pixels, pixels), "ssim": ssim(label_pixels, pixels)}
 
-    def means(self) -> dict[str, float]:
-        return {m: float(np.mean([row[m] for row in self.rows.values()])) for m in METRICS}
-
-    def save_report(self) -> None:
+    def save_report(self, rows: Sequence[Row]) -> None:
         """metrics.csv, mean last, and the contact sheet of the first images."""
-        if not self.rows:
+        if not rows:
             return
+        rows = sorted(rows, key=lambda row: row.name)
+        labelled = [row for row in rows if row.metrics]
+        columns = METRICS if labelled else ("residual",)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["file", *METRICS])
-        for name, row in [*sorted(self.rows.items()), ("mean", self.means())]:
-            writer.writerow([name, f"{row['psnr']:.4f}", f"{row['ssim']:.5f}"])
-        self._write(self.root / "metrics.csv", text.getvalue().encode())
-        names = sorted(self.rows)[:SHEET_ROWS]
-        rows = [[self.path(kind, n) for kind in ("input", "recon", "label")] for n in names]
-        sheet = contact_sheet(rows, ("input", "restored", "label"))
-        self._write_image(self.root / "contact_sheet.png", np.asarray(sheet))
+        writer.writerow(["file", *columns])
+        for row in labelled or rows:
+            writer.writerow([row.name, *(_number(row.value(c), c) for c in columns)])
+        means = means_of(rows)
+        writer.writerow(["mean", *(_number(means.get(c), c) for c in columns)])
+        self._write(self.root / "metrics.csv", text.getvalue().encode(errors="surrogateescape"))
+        kinds = ("input", "recon", "label") if labelled else ("input", "recon")
+        titles = [{"recon": "restored"}.get(kind, kind) for kind in kinds]
+        paths = [[self.path(k, row.name) for k in kinds] for row in (labelled or rows)[:SHEET_ROWS]]
+        self._write_image(self.root / "contact_sheet.png", np.asarray(contact_sheet(paths, titles)))
+
+    def save_text(self, name: str, text: str) -> None:
+        """A text file of the run."""
+        self._write(self.root / name, text.encode(errors="backslashreplace"))
 
     def _write_array(self, path: Path, array: np.ndarray) -> None:
         buffer = io.BytesIO()
@@ -107,14 +137,32 @@ class Results:
         self._write(path, buffer.getvalue())
 
     def _write(self, path: Path, data: bytes) -> None:
+        self.write_file(path, lambda file: file.write(data))
+
+    def write_file(self, path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+        """Let `write(file)` fill the file `path`: it appears whole or not at all."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_atomically(path, lambda file: file.write(data))
+            save_atomically(path, write)
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be written ({error.strerror or error}); free some space or "
-                "choose another --save_dir"
+                "choose another --save_dir. What is finished is kept: the same command goes on"
             ) from None
+
+
+def means_of(rows: Sequence[Row]) -> dict[str, float]:
+    """Mean of every metric, and of the residual, over the rows that have it."""
+    means = {}
+    for column in (*METRICS, "residual"):
+        values = [v for row in rows if (v := row.value(column)) is not None]
+        if values:
+            means[column] = float(np.mean(values))
+    return means
+
+
+def _number(value: float | None, column: str) -> str:
+    return "" if value is None else f"{value:.{DECIMALS[column]}f}"
 
 
 def plain(value: Any) -> Any:

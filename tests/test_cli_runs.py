@@ -1,0 +1,431 @@
+"""Whole runs of the command line: interrupted, resumed, divided, and on damaged input."""
+
+import csv
+import errno
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import stat
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sample_condition
+from tests.tiny import TinyRun, result_files, write_images
+from util.results import Results
+
+NAMES = [f"p{i}.png" for i in range(6)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> TinyRun:
+    return TinyRun(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def images(tiny) -> Path:
+    return write_images(tiny.folder / "images", NAMES)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, images) -> Path:
+    """An uninterrupted run at batch size 1."""
+    folder = tiny.folder / "whole"
+    assert sample_condition.main(tiny.arguments(images, folder)) == 0
+    return folder
+
+
+def records(folder: Path) -> list[dict]:
+    lines = [
+        json.loads(line)
+        for path in sorted((folder / "inpainting").glob("manifest.*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    return [line for line in lines if "file" in line]
+
+
+def _child(arguments: list[str], environment: dict[str, str], log: str) -> None:
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.exit(sample_condition.main(arguments))
+
+
+def start(arguments: list[str], log: Path, **environment: str) -> multiprocessing.Process:
+    """The program in a process of its own; forked from a server, so that torch is imported
+    once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sample_condition"])
+    process = context.Process(target=_child, args=(arguments, environment, str(log)))
+    process.start()
+    return process
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "took too long"
+        time.sleep(0.01)
+
+
+def test_killed_runs_resume_to_the_same_files(tiny, images, whole, tmp_path):
+    folder, rng = tmp_path / "results", random.Random(0)
+    arguments = tiny.arguments(images, folder)
+    for kill in range(5):
+        process = start(arguments, tmp_path / "log")
+        goal = min(len(records(folder)) + 1, len(NAMES) - 1) if kill else 0
+        manifest = folder / "inpainting/manifest.0.jsonl"
+        wait_until(lambda: manifest.exists() and len(records(folder)) >= goal)  # noqa: B023
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.join()
+    assert 0 < len(records(folder)) <= len(NAMES)
+    assert sample_condition.main(arguments) == 0
+    assert sorted({r["file"] for r in records(folder)}) == NAMES
+    # What a kill can leave behind is a temporary file, hidden by its name.
+    ours = {
+        name: data
+        for name, data in result_files(folder / "inpainting").items()
+        if not (name.endswith(".part") and Path(name).name.startswith("."))
+    }
+    assert ours == result_files(whole / "inpainting")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_finish_and_report(tiny, images, tmp_path, number, status):
+    arguments = tiny.arguments(images, tmp_path, "--set", "diffusion.timestep_respacing=30")
+    process = start(arguments, tmp_path / "log")
+    wait_until(lambda: len(records(tmp_path)) >= 1)
+    os.kill(process.pid, number)
+    process.join(30)
+    assert process.exitcode == status
+    done = records(tmp_path)
+    assert 1 <= len(done) < len(NAMES)
+    root = tmp_path / "inpainting"
+    assert len((root / "metrics.csv").read_text().splitlines()) == len(done) + 2
+    assert (root / "report.html").exists()
+    assert not list(root.rglob("*.part"))
+    assert "stopped by signal" in (tmp_path / "log").read_text()
+
+
+def test_torchrun_equals_one_process(tiny, images, whole, tmp_path):
+    process = tiny.start(tiny.arguments(images, tmp_path), processes=2)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert result_files(tmp_path / "inpainting") == result_files(whole / "inpainting")
+    assert {p.name for p in (tmp_path / "inpainting").glob("manifest.*")} == {
+        "manifest.0.jsonl",
+        "manifest.1.jsonl",
+    }
+    assert output.count("6 finished, 0 failed") == 1  # rank 0 alone reports
+
+
+def ranks(arguments: list[str], log: Path) -> list[multiprocessing.Process]:
+    """Two processes with the environment that torchrun gives."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    return [start(arguments, log, RANK=r, LOCAL_RANK=r, **common) for r in "01"]
+
+
+def test_job_whose_rank_died_is_completed(tiny, images, whole, tmp_path):
+    arguments = tiny.arguments(images, tmp_path)
+    first, second = ranks(arguments, tmp_path / "log")
+    theirs = tmp_path / "inpainting/manifest.1.jsonl"
+    wait_until(theirs.exists)
+    second.kill()
+    second.join()
+    wait_until(lambda: sum(r["file"] in NAMES[::2] for r in records(tmp_path)) == 3)
+    os.kill(first.pid, signal.SIGTERM)  # as torchrun does when a process has died
+    first.join(30)
+    assert first.exitcode == 143
+    before = len(records(tmp_path))
+    assert before < len(NAMES)
+    for _ in range(2):  # the second time nothing is left to do
+        for process in ranks(arguments, tmp_path / "log"):
+            process.join(60)
+            assert process.exitcode == 0
+    assert sorted(r["file"] for r in records(tmp_path)) == NAMES  # none was done twice
+    ours, expected = result_files(tmp_path / "inpainting"), result_files(whole / "inpainting")
+    assert {n: ours.get(n) for n in expected} == expected
+
+
+def test_finished_images_are_skipped_and_missing_files_made_again(tiny, images, whole, tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(whole, folder)
+    expected = result_files(folder / "inpainting")
+    untouched = (folder / "inpainting/recon/p0.png").stat().st_mtime_ns
+    (folder / "inpainting/recon/p1.png").unlink()
+    assert sample_condition.main(tiny.arguments(images, folder)) == 0
+    assert len(records(folder)) == len(NAMES) + 1
+    assert (folder / "inpainting/recon/p0.png").stat().st_mtime_ns == untouched
+    assert result_files(folder / "inpainting") == expected
+
+
+def test_changed_source_is_restored_again(tiny, images, tmp_path):
+    source = tmp_path / "images"
+    shutil.copytree(images, source)
+    arguments = tiny.arguments(source, tmp_path / "results", "--limit=2")
+    assert sample_condition.main(arguments) == 0
+    os.utime(source / "p0.png", (1, 1))  # another time, the same pixels
+    Image.new("RGB", (64, 64), "red").save(source / "p1.png")
+    assert sample_condition.main(arguments) == 0
+    assert [r["file"] for r in records(tmp_path / "results")] == ["p0.png", "p1.png", "p1.png"]
+
+
+def test_other_settings_are_refused(tiny, images, whole, tmp_path, capsys):
+    folder = tmp_path / "results"
+    shutil.copytree(whole, folder)
+    expected = result_files(folder)
+    other = ["--seed=1", "--set", "task.conditioning.params.scale=0.25"]
+    assert sample_condition.main(tiny.arguments(images, folder, *other)) == 2
+    message = capsys.readouterr().err
+    assert "seed: 0 there, 1 now" in message
+    assert "task.conditioning.params.scale: 0.5 there, 0.25 now" in message
+    assert "--overwrite" in message
+    assert "--save_dir" in message
+    assert result_files(folder) == expected
+    free = ["--batch_size=3", "--limit=4", "--record=none", "--quiet"]
+    assert sample_condition.main(tiny.arguments(images, folder, *free)) == 0
+    assert len(records(folder)) == len(NAMES)
+    assert sample_condition.main(tiny.arguments(images, folder, *other, "--overwrite")) == 0
+    assert len(records(folder)) == len(NAMES)
+    assert result_files(folder) != expected
+
+
+def test_other_weights_are_refused(tiny, images, whole, tmp_path, capsys):
+    folder = tmp_path / "results"
+    shutil.copytree(whole, folder)
+    state = {k: 2 * v for k, v in torch.load(tiny.checkpoint).items()}
+    torch.save(state, tmp_path / "other.pt")
+    weights = ["--set", f"model.model_path={tmp_path / 'other.pt'}"]
+    assert sample_condition.main(tiny.arguments(images, folder, *weights)) == 2
+    assert "model.checkpoint: sha256" in capsys.readouterr().err
+    shutil.copy(tiny.checkpoint, tmp_path / "other.pt")  # the same weights in another place
+    assert sample_condition.main(tiny.arguments(images, folder, *weights)) == 0
+
+
+def test_torn_line_is_ignored(tiny, images, whole, tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(whole, folder)
+    manifest = folder / "inpainting/manifest.0.jsonl"
+    data = manifest.read_bytes()
+    manifest.write_bytes(data[:-40])  # a crash in the middle of the last line
+    assert sample_condition.main(tiny.arguments(images, folder)) == 0
+    lines = manifest.read_bytes().splitlines()
+    assert json.loads(lines[-1])["file"] == NAMES[-1]
+    assert lines[:-2] == data.splitlines()[:-1]
+
+
+def test_batches_agree_up_to_rounding(tiny, images, whole, tmp_path):
+    assert sample_condition.main(tiny.arguments(images, tmp_path, "--batch_size=4")) == 0
+    for name in NAMES:
+        files = [f / "inpainting/recon" / name for f in (whole, tmp_path)]
+        one, four = (np.asarray(Image.open(f), dtype=int) for f in files)
+        assert abs(one - four).max() <= 1
+        files = [f / "inpainting/input" / name.replace("png", "npy") for f in (whole, tmp_path)]
+        np.testing.assert_array_equal(np.load(files[0]), np.load(files[1]))
+
+
+def test_bad_files_are_reported_and_the_rest_restored(tiny, images, tmp_path, capsys, monkeypatch):
+    source = tmp_path / "bad images"
+    good = ["with space.png", "\u00e4\u00f6 \u6f22.png", "a/same.png", "b/same.png", "1#50%.png"]
+    write_images(source, good)
+    whole = (images / "p0.png").read_bytes()
+    (source / "zero.png").write_bytes(b"")
+    (source / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (source / "text.jpg").write_text("no image")
+    (source / "notes.txt").write_text("not looked at")
+    os.symlink(tmp_path / "nowhere", source / "gone.png")
+    Image.new("L", (2000, 2000)).save(source / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    bad = ["zero.png", "cut.png", "text.jpg", "gone.png", "bomb.png"]
+    folder = tmp_path / "results"
+    assert sample_condition.main(tiny.arguments(source, folder)) == 1
+    said = capsys.readouterr().err
+    by_name = {r["file"]: r for r in records(folder)}
+    assert sorted(by_name) == sorted(good + bad)
+    assert all(by_name[name]["error"] for name in bad)
+    assert all(by_name[name]["error"] is None for name in good)
+    assert all(f"failed {name}: " in said for name in bad)
+    assert "more pixels than are safe" in by_name["bomb.png"]["error"]
+    root = folder / "inpainting"
+    assert all((root / "recon" / name).exists() for name in good)
+    with open(root / "metrics.csv", encoding="utf-8") as file:
+        rows = [row["file"] + ".png" for row in csv.DictReader(file)]
+    assert rows == [*sorted(good), "mean.png"]
+    # A failed image is tried again at the next start, a finished one is not.
+    (source / "zero.png").write_bytes(whole)
+    for name in bad[1:]:
+        (source / name).unlink()
+    assert sample_condition.main(tiny.arguments(source, folder)) == 0
+    assert [r["file"] for r in records(folder)].count("zero.png") == 2
+    assert len(records(folder)) == len(good) + len(bad) + 1
+
+
+def test_equal_stems_are_refused_before_anything_is_written(tiny, tmp_path, capsys):
+    source = write_images(tmp_path / "images", ["same.png", "same.bmp", "sub/same.png"])
+    assert sample_condition.main(tiny.arguments(source, tmp_path / "results")) == 2
+    assert "would both be saved as same" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_full_disk_stops_with_a_message_and_damages_nothing(tiny, images, whole, tmp_path, capsys):
+    arguments = tiny.arguments(images, tmp_path, "--record=none")
+    assert sample_condition.main([*arguments, "--limit=1"]) == 0
+    before = result_files(tmp_path / "inpainting")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # less than one measurement
+    try:
+        assert sample_condition.main(arguments) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = capsys.readouterr().err
+    assert os.strerror(errno.EFBIG) in message
+    assert "free some space" in message
+    after = result_files(tmp_path / "inpainting")
+    assert {n: after[n] for n in before} == before
+    assert not [n for n in after if n.endswith(".part")]
+    assert sample_condition.main(arguments) == 0
+    recon = {n: d for n, d in result_files(whole).items() if "recon" in n}
+    assert {n: d for n, d in result_files(tmp_path).items() if "recon" in n} == recon
+
+
+def test_output_folder_that_cannot_be_written(tiny, images, tmp_path, capsys):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    if os.access(folder, os.W_OK):  # root may write everywhere but into the kernel's folders
+        folder = Path("/proc/results")
+    assert sample_condition.main(tiny.arguments(images, folder)) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    (tmp_path / "file").write_text("kept")
+    assert sample_condition.main(tiny.arguments(images, tmp_path / "file")) == 2
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_masks_of_single_images_fail_alone_and_one_for_all_at_once(tiny, images, tmp_path, capsys):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.new("L", (64, 64), 255).save(masks / "p0.png")
+    Image.new("L", (32, 64), 255).save(masks / "p1.png")
+    folder = tmp_path / "results"
+    arguments = tiny.arguments(images, folder, "--limit=3")
+    many = ["--set", f"task.measurement.mask_opt.mask={masks}"]
+    assert sample_condition.main([*arguments, *many]) == 1
+    errors = {r["file"]: r["error"] for r in records(folder)}
+    assert errors["p0.png"] is None
+    assert "the mask is 32x64" in errors["p1.png"]
+    assert "no mask" in errors["p2.png"]
+    one = ["--set", f"task.measurement.mask_opt.mask={masks / 'p1.png'}", "--overwrite"]
+    capsys.readouterr()
+    assert sample_condition.main([*arguments, *one]) == 2
+    assert "the mask is 32x64" in capsys.readouterr().err
+    assert len(records(folder)) == 3
+
+
+def test_memory_running_out_loses_no_image(tiny, images, whole, tmp_path, monkeypatch, capsys):
+    import util.restoration as restoration
+
+    sizes, sample = [], restoration.sample
+
+    def small(prior, method, problem, noise, callback):
+        sizes.append(len(problem.y))
+        if len(problem.y) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sample(prior, method, problem, noise, callback)
+
+    monkeypatch.setattr(restoration, "sample", small)
+    assert sample_condition.main(tiny.arguments(images, tmp_path, "--batch_size=5")) == 0
+    assert sizes == [5, 2, 2, 1, 1]
+    assert sorted(r["file"] for r in records(tmp_path)) == NAMES
+    assert "out of memory with 5 images" in capsys.readouterr().err
+    for name in NAMES:
+        one, two = (Image.open(f / "inpainting/recon" / name) for f in (whole, tmp_path))
+        assert abs(np.asarray(one, int) - np.asarray(two, int)).max() <= 1
+
+
+def test_films_and_progress_images(tiny, images, tmp_path):
+    arguments = tiny.arguments(images, tmp_path, "--limit=1", "--record", "every=2,gif")
+    assert sample_condition.main(arguments) == 0
+    folder = Results(tmp_path / "inpainting").progress_path("p0", "x_t", 0).parent
+    names = sorted(p.name for p in folder.iterdir())
+    frames = [f"{q}_{t:04d}.png" for q in ("x0_hat", "x_t") for t in (0, 2)]
+    assert names == ["film.gif", *frames]
+    last = (tmp_path / "inpainting/recon/p0.png", folder / "x_t_0000.png")
+    np.testing.assert_array_equal(*(np.asarray(Image.open(p)) for p in last))
+    with Image.open(folder / "film.gif") as film:
+        assert film.size == (128, 64)
+        assert film.n_frames >= 2
+
+
+def test_film_as_mp4(tiny, images, tmp_path, monkeypatch, capsys):
+    arguments = tiny.arguments(images, tmp_path, "--limit=1", "--record", "every=2,mp4")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "imageio_ffmpeg", None)
+        assert sample_condition.main(arguments) == 2
+    assert "pip install imageio-ffmpeg" in capsys.readouterr().err
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    assert sample_condition.main(arguments) == 0
+    film = tmp_path / "inpainting/progress/p0/film.mp4"
+    assert next(ffmpeg.read_frames(str(film)))["size"] == (128, 64)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--record=5", "every=N"),
+        ("--record=every=0", "every=N"),
+        ("--record=every=2,avi", "known: gif, mp4"),
+        ("--batch_size=many", '"auto"'),
+    ],
+)
+def test_wrong_options(tiny, images, tmp_path, capsys, option, message):
+    assert sample_condition.main(tiny.arguments(images, tmp_path / "r", option)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_quiet_says_nothing_and_verbose_tells_steps(tiny, images, tmp_path, capsys):
+    arguments = tiny.arguments(images, tmp_path, "--limit=1", "--overwrite")
+    assert sample_condition.main([*arguments, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    assert sample_condition.main([*arguments, "--verbose"]) == 0
+    said = capsys.readouterr().err
+    assert "step 4/4, distance" in said
+    assert "1/1 p0.png: PSNR" in said
+    assert "1 finished, 0 failed" in said
+
+
+def test_wrong_checkpoint_or_method_leaves_nothing_behind(tiny, images, tmp_path, capsys):
+    (tmp_path / "cut.pt").write_bytes(tiny.checkpoint.read_bytes()[:5000])
+    for setting, message in (
+        (f"model.model_path={tmp_path / 'none.pt'}", "no such checkpoint"),
+        (f"model.model_path={tmp_path / 'cut.pt'}", "truncated"),
+        ("diffusion.sampler=ddim", "eta"),
+    ):
+        arguments = tiny.arguments(images, tmp_path / "results", "--set", setting)
+        assert sample_condition.main(arguments) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "results").exists()

@@ -1,0 +1,200 @@
+"""What a results folder already holds: one JSON line per image, appended when it is finished.
+
+Each rank of a job appends to its own file, manifest.RANK.jsonl; all of them are read at the
+start. Lines are of two kinds:
+
+  {"settings": {...}, "config": HASH}   the settings that decide the pixels
+  {"file": ..., "config": HASH, ...}    one image: the fields of Record
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from util.errors import UserError
+
+_SHOWN_DIFFERENCES = 3
+_MISSING = "nothing"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a run: finished, or failed with an `error`."""
+
+    file: str  # name in the data set
+    config: str  # hash of the settings that decide the pixels
+    seed: int
+    time: float  # when it was finished, seconds since 1970
+    seconds: float = 0.0  # that its restoration took
+    residual: float | None = None  # distance of the restored image's measurement from y
+    metrics: dict[str, float] = field(default_factory=dict)  # where there is a label
+    error: str | None = None
+    source: dict[str, Any] = field(default_factory=dict)  # see source_mark
+
+    @property
+    def done(self) -> bool:
+        return self.error is None
+
+
+_FIELDS = {f.name for f in dataclasses.fields(Record)}
+_REQUIRED = {"file", "config", "seed", "time"}
+
+
+class Manifest:
+    """The file that one rank appends to."""
+
+    def __init__(self, root: Path, rank: int = 0) -> None:
+        self.path = root / f"manifest.{rank}.jsonl"
+
+    def append(self, record: Record) -> None:
+        self._append(dataclasses.asdict(record))
+
+    def append_settings(self, settings: Mapping[str, Any]) -> None:
+        self._append({"settings": dict(settings), "config": settings_hash(settings)})
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        """On the disk when this returns. A line torn by an earlier crash is left behind."""
+        data = json.dumps(line).encode() + b"\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab+") as file:
+                size = file.seek(0, os.SEEK_END)
+                if size:
+                    file.seek(size - 1)
+                    if file.read(1) != b"\n":
+                        data = b"\n" + data
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror or error}); free some space or "
+                "choose another --save_dir"
+            ) from None
+
+
+def read_records(root: Path, config: str) -> dict[str, Record]:
+    """The latest record of every image that was restored with the settings `config`, by name."""
+    records: dict[str, Record] = {}
+    for line in _lines(root):
+        if line.keys() >= _REQUIRED and line["config"] == config:
+            record = Record(**{k: v for k, v in line.items() if k in _FIELDS})
+            known = records.get(record.file)
+            if known is None or record.time >= known.time:
+                records[record.file] = record
+    return records
+
+
+def check_settings(root: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the folder was begun with these settings; UserError if with others.
+
+    False: nothing is recorded in it.
+    """
+    config = settings_hash(settings)
+    begun = False
+    for line in _lines(root):
+        if line.get("config") != config:
+            raise UserError(
+                f"{root}: holds results of other settings ({_differences(root, line, settings)}). "
+                "To replace them use --overwrite, to keep them another --save_dir"
+            )
+        begun = True
+    return begun
+
+
+def forget(root: Path) -> None:
+    """Remove the manifests, so that every image is restored again."""
+    for path in _files(root):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be removed ({error.strerror or error})") from None
+
+
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _differences(root: Path, line: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    stored = next(
+        (d["settings"] for d in _lines(root) if "settings" in d and d["config"] == line["config"]),
+        None,
+    )
+    if stored is None:
+        return "which ones is not recorded"
+    now = json.loads(json.dumps(settings, default=str))
+    there, here = dict(_flat(stored)), dict(_flat(now))
+    different = [
+        f"{key}: {there.get(key, _MISSING)} there, {here.get(key, _MISSING)} now"
+        for key in [*there, *(k for k in here if k not in there)]
+        if there.get(key, _MISSING) != here.get(key, _MISSING)
+    ]
+    more = len(different) - _SHOWN_DIFFERENCES
+    return "; ".join(different[:_SHOWN_DIFFERENCES]) + (f"; {more} more" if more > 0 else "")
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _files(root: Path) -> list[Path]:
+    return sorted(root.glob("manifest.*.jsonl"))
+
+
+def _lines(root: Path) -> Iterator[dict[str, Any]]:
+    """All whole lines of all manifests; torn ones are passed over."""
+    for path in _files(root):
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        for raw in text.splitlines():
+            try:
+                line = json.loads(raw)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and "config" in line:
+                yield line
+
+
+def source_mark(path: Path | None) -> dict[str, Any]:
+    """What tells a source file from another one of the same name: size, time and SHA-256."""
+    if path is None:
+        return {}
+    status = path.stat()
+    return {
+        "bytes": status.st_size,
+        "mtime": status.st_mtime_ns,
+        "sha256": file_hash(path),
+    }
+
+
+def same_source(path: Path | None, mark: Mapping[str, Any]) -> bool:
+    """Whether the file is the marked one; it is read only where its time differs."""
+    if path is None or not mark:
+        return True
+    try:
+        status = path.stat()
+        if status.st_size != mark.get("bytes"):
+            return False
+        return status.st_mtime_ns == mark.get("mtime") or file_hash(path) == mark.get("sha256")
+    except OSError:
+        return True  # unreadable now; what was restored from it still stands
+
+
+def file_hash(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
