@@ -21,6 +21,7 @@ Examples:
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -56,6 +57,25 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--limit", type=int, metavar="N", help="restore the first N images only")
     add("--data_root", metavar="DIR", help="folder of images (task.data.root)")
     add(
+        "--fit",
+        metavar="HOW",
+        help="images of another size: crop, resize, pad or tile (task.data.fit)",
+    )
+    add(
+        "--measurements",
+        metavar="DIR",
+        help="folder of degraded images to restore; there are no labels",
+    )
+    add("--kernel", metavar="FILE", help="blur kernel, .npy, .pt or an image")
+    add("--masks", metavar="PATH", help="mask, or folder of masks by image name: white is kept")
+    add(
+        "--border",
+        type=int,
+        metavar="N",
+        help="outermost pixels of --measurements that are left out of the data term",
+    )
+    add("--grey", action="store_true", help="save grey images for grey sources")
+    add(
         "--record_every",
         type=int,
         metavar="K",
@@ -78,10 +98,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def load_config(args: argparse.Namespace) -> RunConfig:
-    overrides = list(args.overrides)
-    if args.data_root is not None:
-        overrides.append(f"task.data.root={args.data_root!r}")
-    return load_run_config(args.model_config, args.diffusion_config, args.task_config, overrides)
+    """The three configs with --set and the shorthands for config keys."""
+    given = {
+        "task.data.root": args.data_root,
+        "task.data": args.measurements and {"name": "measurements", "root": args.measurements},
+        "task.data.fit": args.fit,
+        "task.data.border": args.border,
+        "task.measurement.operator.kernel": args.kernel,
+        "task.measurement.mask_opt.mask": args.masks,
+    }
+    # JSON is YAML that quotes every path in it.
+    shorthands = [f"{key}={json.dumps(v)}" for key, v in given.items() if v is not None]
+    overrides = [*shorthands, *args.overrides]
+    config = load_run_config(args.model_config, args.diffusion_config, args.task_config, overrides)
+    operator = config.task.operator.name
+    if args.masks is not None and operator != "inpainting":
+        raise UserError(f"--masks: the operator is {operator}, only inpainting has masks")
+    return config
 
 
 @report_errors
@@ -96,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     steps = config.diffusion.build().num_timesteps
     every = args.record_every
     every = max(1, steps // _PROGRESS_IMAGES) if every is None else every
-    settings = Settings(args.seed, args.batch_size, every, device)
+    settings = Settings(args.seed, args.batch_size, every, device, args.grey)
     prior = build_prior(config.model, config.diffusion, device)
     operator = build_operator(config, settings)
     results = Results(Path(args.save_dir) / config.task.operator.name)
@@ -105,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     for stem, array in operator.saved().items():
         results.save_array(stem, array)
-    outcome = restore_dataset(config, settings, dataset, names, prior, operator, results)
+    outcome = restore_dataset(config, settings, dataset, names, prior, results)
     return report(results, outcome)
 
 
@@ -113,13 +146,13 @@ def report(results: Results, outcome: Outcome) -> int:
     """Say what came out; the exit status of the program."""
     log = get_logger()
     if outcome.restored:
+        shown = {"psnr": "PSNR %.2f dB", "ssim": "SSIM %.3f", "residual": "residual %.3g"}
         means = results.means()
         log.info(
-            "restored %d image(s) in %s: PSNR %.2f dB, SSIM %.3f; results in %s",
+            "restored %d image(s) in %s: %s; results in %s",
             len(outcome.restored),
             duration(outcome.seconds),
-            means["psnr"],
-            means["ssim"],
+            ", ".join(text % means[metric] for metric, text in shown.items() if metric in means),
             results.root,
         )
     if outcome.failed:

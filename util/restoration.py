@@ -1,7 +1,7 @@
 """Restore the images of a data set, batch by batch: read, measure, sample, save."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,12 +9,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.dataloader import Dataset, output_name
-from guided_diffusion.condition_methods import CONDITIONING, Problem, StepResult
-from guided_diffusion.measurements import NOISES, OPERATORS, Operator, OperatorContext
+from guided_diffusion.condition_methods import CONDITIONING, StepResult
+from guided_diffusion.measurements import OPERATORS, Operator, OperatorContext
 from guided_diffusion.sampling import Prior, sample
-from util.errors import UserError
 from util.logger import get_logger
-from util.randomness import ImageKey, PerImageNoise
+from util.problems import ProblemBuilder
+from util.randomness import PerImageNoise
 from util.results import Results
 from util.run_config import RunConfig
 
@@ -30,6 +30,7 @@ class Settings:
     batch_size: int = 1
     record_every: int = 0  # steps between progress images; 0: none
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    grey: bool = False  # save images whose source is grey as grey
 
 
 @dataclass
@@ -56,63 +57,47 @@ def restore_dataset(
     dataset: Dataset,
     names: Sequence[str],
     prior: Prior,
-    operator: Operator,
     results: Results,
 ) -> Outcome:
     """Measure and restore the images called `names`, and save everything about them.
 
     An image that cannot be read, or whose sample is not finite, is reported and left out.
     """
-    task = config.task
-    method, noiser = task.conditioning.build(CONDITIONING), task.noise.build(NOISES)
+    method = config.task.conditioning.build(CONDITIONING)
     prior.check_method(method)
     outcome = Outcome()
     progress = _Progress(len(names), prior.diffusion.num_timesteps)
     started = time.perf_counter()
-    for batch in _batches(dataset, names, settings.batch_size, outcome):
-        labels = torch.stack([label for _, label in batch]).to(settings.device)
-        keys = [ImageKey(settings.seed, name) for name, _ in batch]
-        bound = operator.bind(keys)
-        clean = bound(labels)
-        y = torch.stack([noiser(c, k.numpy("noise")) for c, k in zip(clean, keys, strict=True)])
-        outputs = [output_name(key.name) for key in keys]
-        _save_measurements(results, outputs, bound, y)
-        recorder = _Recorder(results, outputs, settings.record_every, progress)
-        problem = Problem(y, bound, noiser, prior.diffusion, tuple(labels.shape[1:]))
-        noise = PerImageNoise(keys, settings.device)
-        restored = sample(prior, method, problem, noise, recorder)
-        for key, output, label, image in zip(keys, outputs, labels, restored, strict=True):
+    builder = ProblemBuilder(config, dataset, prior, settings.seed, settings.device)
+    for batch in builder.batches(
+        names, settings.batch_size, lambda name, reason: _fail(outcome, name, reason)
+    ):
+        outputs = [output_name(key.name) for key in batch.keys]
+        _save_measurements(results, outputs, batch.operator, batch.y)
+        recorder = _Recorder(results, outputs, settings.record_every, progress, batch.finish)
+        noise = PerImageNoise(batch.keys, settings.device)
+        x = sample(batch.prior, method, batch.problem, noise, recorder)
+        images, residuals = batch.finish(x), batch.residuals(x)
+        for case, output, image, residual in zip(
+            batch.cases, outputs, images, residuals, strict=True
+        ):
             if not torch.isfinite(image).all():
                 _fail(
                     outcome,
-                    key.name,
+                    case.key.name,
                     "the sample is not finite; nothing was saved. Try a "
                     "smaller conditioning.params.scale",
                 )
                 continue
-            results.save_restored(output, label, image)
-            outcome.restored.append(key.name)
+            grey = settings.grey and case.grey
+            results.save_restored(output, case.label, image, residual, grey=grey)
+            if dataset.measured and residual.misfit:
+                get_logger().warning("%s: %s", case.key.name, residual.misfit)
+            outcome.restored.append(case.key.name)
         results.save_report()
     progress.close()
     outcome.seconds = time.perf_counter() - started
     return outcome
-
-
-def _batches(
-    dataset: Dataset, names: Sequence[str], batch_size: int, outcome: Outcome
-) -> Iterator[list[tuple[str, Tensor]]]:
-    """Readable images in batches of (name, [3, H, W]); the others go to outcome.failed."""
-    batch: list[tuple[str, Tensor]] = []
-    for name in names:
-        try:
-            batch.append((name, dataset.load(name)))
-        except UserError as error:
-            _fail(outcome, name, str(error))
-        if len(batch) == batch_size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _fail(outcome: Outcome, name: str, reason: str) -> None:
@@ -173,10 +158,11 @@ class _Recorder:
     outputs: Sequence[str]
     every: int
     progress: _Progress
+    finish: Callable[[Tensor], Tensor]  # x0_hat of the sampler -> images
 
     def __call__(self, t: int, result: StepResult) -> None:
         self.progress.step(len(self.outputs), result.distance)
         if self.every and t % self.every == 0:
-            for output, x0_hat in zip(self.outputs, result.x0_hat, strict=True):
+            for output, x0_hat in zip(self.outputs, self.finish(result.x0_hat), strict=True):
                 if torch.isfinite(x0_hat).all():
                     self.results.save_progress(output, t, x0_hat)

@@ -18,11 +18,12 @@ from util.checkpoint import save_atomically
 from util.compute_metric import psnr, ssim
 from util.errors import UserError
 from util.img_utils import to_pixels
+from util.problems import Residual
 
 SHEET_ROWS = 16  # a contact sheet shows this many images at most
 _SHEET_GAP = 8
 _SHEET_HEADER = 24
-METRICS = ("psnr", "ssim")
+METRICS = ("psnr", "ssim", "residual", "expected_residual")
 
 
 @dataclass
@@ -66,20 +67,31 @@ class Results:
     def save_progress(self, name: str, step: int, x: Tensor) -> None:
         self._write_image(self.path("progress", f"{name}/{step:04d}"), to_pixels(x))
 
-    def save_image(self, kind: str, name: str, x: Tensor) -> np.ndarray:
-        """Save [3, H, W] as `kind`; returns the 8-bit pixels that the file holds."""
-        pixels = to_pixels(x)
-        self._write_image(self.path(kind, name), pixels)
+    def save_image(self, kind: str, name: str, x: Tensor, grey: bool = False) -> np.ndarray:
+        """Save [3, H, W] as `kind`, with one channel if `grey`; returns the pixels [H, W, 3]
+        of the file."""
+        pixels = to_pixels(x.mean(0, keepdim=True).expand_as(x) if grey else x)
+        self._write_image(self.path(kind, name), pixels[..., 0] if grey else pixels)
         return pixels
 
-    def save_restored(self, name: str, label: Tensor, recon: Tensor) -> None:
-        """Label and restored image [3, H, W], and their metrics on 8-bit pixels."""
-        label_pixels = self.save_image("label", name, label)
-        pixels = self.save_image("recon", name, recon)
-        self.rows[name] = {"psnr": psnr(label_pixels, pixels), "ssim": ssim(label_pixels, pixels)}
+    def save_restored(
+        self, name: str, label: Tensor | None, recon: Tensor, residual: Residual, grey: bool = False
+    ) -> None:
+        """Restored image and, where there is one, label [3, H, W], and the metrics: PSNR and
+        SSIM on 8-bit pixels against the label, and the residual."""
+        pixels = self.save_image("recon", name, recon, grey)
+        row = {"residual": residual.norm}
+        if residual.expected is not None:
+            row["expected_residual"] = residual.expected
+        if label is not None:
+            label_pixels = self.save_image("label", name, label, grey)
+            row |= {"psnr": psnr(label_pixels, pixels), "ssim": ssim(label_pixels, pixels)}
+        self.rows[name] = row
 
     def means(self) -> dict[str, float]:
-        return {m: float(np.mean([row[m] for row in self.rows.values()])) for m in METRICS}
+        """The mean of each metric that the images have."""
+        known = [m for m in METRICS if all(m in row for row in self.rows.values())]
+        return {m: float(np.mean([row[m] for row in self.rows.values()])) for m in known}
 
     def save_report(self) -> None:
         """metrics.csv, mean last, and the contact sheet of the first images."""
@@ -87,13 +99,17 @@ class Results:
             return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["file", *METRICS])
-        for name, row in [*sorted(self.rows.items()), ("mean", self.means())]:
-            writer.writerow([name, f"{row['psnr']:.4f}", f"{row['ssim']:.5f}"])
+        means = self.means()
+        writer.writerow(["file", *means])
+        for name, row in [*sorted(self.rows.items()), ("mean", means)]:
+            writer.writerow([name, *(f"{row[metric]:.5f}" for metric in means)])
         self._write(self.root / "metrics.csv", text.getvalue().encode())
         names = sorted(self.rows)[:SHEET_ROWS]
-        rows = [[self.path(kind, n) for kind in ("input", "recon", "label")] for n in names]
-        sheet = contact_sheet(rows, ("input", "restored", "label"))
+        kinds = {"input": "input", "recon": "restored"}
+        if "psnr" in means:
+            kinds["label"] = "label"
+        rows = [[self.path(kind, n) for kind in kinds] for n in names]
+        sheet = contact_sheet(rows, tuple(kinds.values()))
         self._write_image(self.root / "contact_sheet.png", np.asarray(sheet))
 
     def _write_array(self, path: Path, array: np.ndarray) -> None:

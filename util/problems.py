@@ -1,0 +1,257 @@
+"""From the files of a data set to problems for the sampler: measured here, or measured already.
+
+Images of the same size are put into batches; everything that depends on the size of an image
+(operator, frame, windows) is built here, once per size.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.dataloader import Dataset
+from guided_diffusion.condition_methods import Problem
+from guided_diffusion.framing import Frame, FramedOperator
+from guided_diffusion.measurements import (
+    NOISES,
+    OPERATORS,
+    Inpainting,
+    NoiseModel,
+    Operator,
+    OperatorContext,
+)
+from guided_diffusion.sampling import Prior
+from guided_diffusion.tiling import TiledModel, Tiling, WindowedProblem
+from util.errors import UserError
+from util.logger import get_logger
+from util.randomness import ImageKey
+from util.run_config import RunConfig
+
+# A restored image whose residual is this many times the noise's does not explain the measurement,
+# one with less than the inverse explains part of the noise. The sampler itself stays within it.
+MISFIT_FACTOR = 2.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image of a run, read and ready to be put into a batch."""
+
+    key: ImageKey
+    y: Tensor  # the whole measurement, [C, h, w]
+    operator: Operator  # of the whole image, bound to this one
+    label: Tensor | None  # [3, H, W]; None: there is none
+    grey: bool  # the source has no colour channels
+    known: int  # values of y that say something, its border included
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.operator.context.height, self.operator.context.width
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of the same size and the problem that they pose together."""
+
+    cases: list[Case]
+    frame: Frame
+    operator: Operator  # of the whole images, bound to the batch: for views and masks
+    problem: Problem
+    prior: Prior
+
+    @property
+    def keys(self) -> list[ImageKey]:
+        return [case.key for case in self.cases]
+
+    @property
+    def y(self) -> Tensor:
+        """The whole measurements [B, ...], as they are kept beside the results."""
+        return torch.stack([case.y for case in self.cases])
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The images [B, 3, H, W] in the sampler's x [B, 3, H', W']."""
+        return self.frame.cut(x)
+
+    def residuals(self, x: Tensor) -> list["Residual"]:
+        """How well the sampler's x [B, 3, H', W'], clamped as it is saved, fits each y."""
+        problem = self.problem
+        with torch.no_grad():
+            difference = problem.y - problem.operator(x.clamp(-1, 1))
+        norms = difference.flatten(1).norm(dim=1).tolist()
+        sigma = getattr(problem.noiser, "sigma", None)
+        left_out = self.cases[0].y.numel() - problem.y[0].numel()
+        return [
+            Residual(norm, sigma * max(case.known - left_out, 1) ** 0.5 if sigma else None)
+            for norm, case in zip(norms, self.cases, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """|| y - A(x) || of a restored image, and what noise of the stated level would leave."""
+
+    norm: float
+    expected: float | None  # sigma * sqrt(m), m the number of measured values; None: not stated
+
+    @property
+    def misfit(self) -> str:
+        """What is wrong, and what to do; "" where nothing is or no noise level is stated."""
+        if self.expected is None:
+            return ""
+        ratio = self.norm / self.expected
+        told = f"residual {self.norm:.4g}, {ratio:.2g} times the stated noise's {self.expected:.4g}"
+        if ratio > MISFIT_FACTOR:
+            return (
+                f"{told}: the restored image does not explain the measurement; check the operator "
+                "(kernel, scale_factor, mask, border), raise noise.sigma to the true level, or "
+                "raise conditioning.params.scale"
+            )
+        if ratio < 1 / MISFIT_FACTOR:
+            return (
+                f"{told}: the restored image explains part of the noise; lower noise.sigma to the "
+                "true level, or lower conditioning.params.scale"
+            )
+        return ""
+
+
+class ProblemBuilder:
+    """Reads the images of `dataset` and poses them as problems for `prior`.
+
+    Raises UserError for a task that cannot be done in measurement mode or by windows.
+    """
+
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, prior: Prior, seed: int, device: torch.device
+    ) -> None:
+        self.config, self.dataset, self.prior = config, dataset, prior
+        self.seed, self.device = seed, device
+        self.size = config.model.unet.image_size
+        self.noiser: NoiseModel = config.task.noise.build(NOISES)
+        self.operator = lru_cache(maxsize=4)(self._operator)
+        self._check()
+
+    def _operator(self, height: int, width: int) -> Operator:
+        """The operator for whole images of height x width."""
+        context = OperatorContext(
+            height, width, self.device, seed=self.seed, mask=self.config.task.mask_opt
+        )
+        return self.config.task.operator.build(OPERATORS, context=context)
+
+    def _check(self) -> None:
+        task, fit = self.config.task, self.dataset.fit
+        linear = self.operator(self.size, self.size).linear
+        if not linear and (fit in ("pad", "tile") or self.dataset.measured):
+            raise UserError(
+                f"{task.operator.name}: works on images of the model's size that are measured "
+                "here (data.fit crop or resize); its measurements are no images that could be "
+                "laid beside windows or read from files"
+            )
+        if not self.dataset.measured:
+            return
+        if task.operator.name == "motion_blur" and task.operator.params.get("kernel") is None:
+            raise UserError("motion_blur: measurements need their kernel; give --kernel FILE")
+        get_logger().info(
+            "the files are measurements; noise.sigma %s (on the range [-1, 1]) is taken as stated",
+            getattr(self.noiser, "sigma", "not given"),
+        )
+
+    def batches(
+        self, names: Sequence[str], batch_size: int, failed: Callable[[str, str], None]
+    ) -> Iterator[Batch]:
+        """Batches of at most `batch_size` neighbours of the same size; what cannot be read or
+        posed goes to failed(name, reason)."""
+        cases: list[Case] = []
+        for name in names:
+            try:
+                case = self.read(name)
+            except UserError as error:
+                failed(name, str(error))
+                continue
+            if cases and case.size != cases[0].size:
+                yield self.pose(cases)
+                cases = []
+            cases.append(case)
+            if len(cases) == batch_size:
+                yield self.pose(cases)
+                cases = []
+        if cases:
+            yield self.pose(cases)
+
+    def read(self, name: str) -> Case:
+        """The image called `name`; UserError where it, its mask or its size is not fit."""
+        image = self.dataset.load(name).to(self.device)
+        key = ImageKey(self.seed, name)
+        if self.dataset.measured:
+            return self._measured(key, image)
+        operator = self.operator(*image.shape[-2:]).bind([key])
+        clean = operator(image[None])[0]
+        y = self.noiser(clean, key.numpy("noise"))
+        return Case(key, y, operator, image, self.dataset.is_grey(name), y.numel())
+
+    def _measured(self, key: ImageKey, y: Tensor) -> Case:
+        grey = self.dataset.is_grey(key.name)
+        factor = getattr(self.operator(self.size, self.size), "scale_factor", 1)
+        operator = self.operator(*(side * factor for side in y.shape[-2:]))
+        known = y.numel()
+        if isinstance(operator, Inpainting):
+            operator = self._with_mask(operator, key)
+            y = operator(y[None])[0]  # what the file holds at missing pixels means nothing
+            known = 3 * int(operator.masks.sum())
+            if not known:
+                raise UserError(f"{key.name}: the mask leaves no pixel; nothing is known of it")
+        # A border too wide for this image is found here, where only the one image fails.
+        FramedOperator(operator, Frame(0, 0, 0, 0), self.dataset.border).cut_border(y)
+        return Case(key, y, operator, None, grey, known)
+
+    def _with_mask(self, operator: Inpainting, key: ImageKey) -> Inpainting:
+        """The operator with this image's mask: from mask_opt.mask, or the alpha channel."""
+        mask_opt = operator.context.mask
+        if mask_opt is not None and mask_opt.mask is not None:
+            return operator.bind([key])
+        mask = self.dataset.known(key.name)
+        masks = operator.context.tensor(mask[None, None])
+        return Inpainting(context=operator.context, masks=masks)
+
+    def pose(self, cases: list[Case]) -> Batch:
+        """The problem of `cases`, all of one size."""
+        prior, fit, border = self.prior, self.dataset.fit, self.dataset.border
+        y, operator = torch.stack([case.y for case in cases]), _join(cases)
+        height, width = cases[0].size
+        if fit not in ("pad", "tile"):
+            problem = Problem(y, operator, self.noiser, prior.diffusion, (3, height, width))
+            return Batch(cases, Frame(height, width, height, width), operator, problem, prior)
+        frame = Frame.fitting(height, width, self.size, prior.size_multiple)
+        tiling = Tiling(frame.full_height, frame.full_width, self.size, self.dataset.overlap)
+        framed = FramedOperator(operator, frame, border)
+        spacing = getattr(operator, "scale_factor", 1)
+        y = framed.cut_border(y)
+        rows, columns = (
+            first + (border + np.arange(count) + 0.5) * spacing - 0.5
+            for first, count in zip((frame.top, frame.left), y.shape[-2:], strict=True)
+        )
+        problem = WindowedProblem(
+            y,
+            operator if frame.is_trivial and not border else framed,
+            self.noiser,
+            prior.diffusion,
+            (3, frame.full_height, frame.full_width),
+            tiling,
+            rows,
+            columns,
+            spacing,
+        )
+        if fit == "tile":
+            prior = replace(prior, model=TiledModel(prior.model, tiling))
+        return Batch(cases, frame, operator, problem, prior)
+
+
+def _join(cases: Sequence[Case]) -> Operator:
+    """One operator for images that each have their own."""
+    first = cases[0].operator
+    if not isinstance(first, Inpainting):
+        return first
+    masks = torch.cat([case.operator.masks for case in cases])
+    return Inpainting(context=first.context, masks=masks)
