@@ -58,6 +58,14 @@ class Frame:
         return image[..., rows, :][..., columns]
 
 
+def cut_border(y: Tensor, border: int) -> Tensor:
+    """y [..., h, w] without its `border` outermost pixels; UserError where nothing is left."""
+    height, width = y.shape[-2:]
+    if 2 * border >= min(height, width):
+        raise UserError(f"a border of {border} leaves nothing of a measurement {width}x{height}")
+    return y[..., border : height - border, border : width - border]
+
+
 class FramedOperator(LinearOperator):
     """`inner` on the image inside a frame, the `border` outermost pixels of y left out.
 
@@ -72,18 +80,8 @@ class FramedOperator(LinearOperator):
         self.inner, self.frame, self.border = inner, frame, border
         self.linear = inner.linear
 
-    def cut_border(self, y: Tensor) -> Tensor:
-        """y [..., h, w] without its border; UserError where nothing would be left."""
-        height, width = y.shape[-2:]
-        if 2 * self.border >= min(height, width):
-            raise UserError(
-                f"a border of {self.border} leaves nothing of a measurement of {width}x{height}"
-            )
-        b = self.border
-        return y[..., b : height - b, b : width - b]
-
     def __call__(self, x: Tensor) -> Tensor:
-        return self.cut_border(self.inner(self.frame.cut(x)))
+        return cut_border(self.inner(self.frame.cut(x)), self.border)
 
     def bind(self, keys: Sequence[ImageKey]) -> "FramedOperator":
         return FramedOperator(self.inner.bind(keys), self.frame, self.border)

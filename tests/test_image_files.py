@@ -27,12 +27,7 @@ def test_sixteen_bit_colour_keeps_its_high_byte(tmp_path):
     colour = photograph(6, 8)
     path = tmp_path / "deep.tif"
     skimage.io.imsave(path, colour.astype(np.uint16) * 257, check_contrast=False)
-    try:
-        pixels = np.asarray(read_image(path))
-    except UserError as error:
-        assert "not a readable image" in str(error)  # Pillow without this kind of file
-    else:
-        np.testing.assert_array_equal(pixels, colour)
+    np.testing.assert_array_equal(np.asarray(read_image(path)), colour)
 
 
 def test_floats_are_read_from_zero_to_one_and_refused_beyond(tmp_path):

@@ -124,6 +124,16 @@ def test_missing_parts_are_filled(tmp_path, files, source):
     assert metrics["expected_residual"] == pytest.approx(0.05 * known**0.5, rel=1e-3)
 
 
+def test_border_and_mask_together_leave_the_known_pixels_inside(tmp_path, files):
+    mask = holes(40, 36)
+    save(files / "a.png", np.dstack([photograph(40, 36), mask]))
+    arguments = write_configs(tmp_path, "inpainting")
+    assert run(*arguments, "--measurements", files, "--border", 5) == 0
+    known = 3 * (mask[5:-5, 5:-5] > 0).sum()
+    metrics = read_metrics(tmp_path / "results" / "inpainting")["a"]
+    assert metrics["expected_residual"] == pytest.approx(0.05 * known**0.5, rel=1e-3)
+
+
 def test_images_with_unfit_masks_fail_alone(tmp_path, files, capsys):
     for name in ("fits", "small", "none"):
         save(files / f"{name}.png", photograph(32, 40))

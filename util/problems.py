@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.dataloader import Dataset
 from guided_diffusion.condition_methods import Problem
-from guided_diffusion.framing import Frame, FramedOperator
+from guided_diffusion.framing import Frame, FramedOperator, cut_border
 from guided_diffusion.measurements import (
     NOISES,
     OPERATORS,
@@ -31,7 +31,7 @@ from util.randomness import ImageKey
 from util.run_config import RunConfig
 
 # A restored image whose residual is this many times the noise's does not explain the measurement,
-# one with less than the inverse explains part of the noise. The sampler itself stays within it.
+# one with less than the inverse explains part of the noise.
 MISFIT_FACTOR = 2.0
 
 
@@ -44,7 +44,7 @@ class Case:
     operator: Operator  # of the whole image, bound to this one
     label: Tensor | None  # [3, H, W]; None: there is none
     grey: bool  # the source has no colour channels
-    known: int  # values of y that say something, its border included
+    known: int  # values of y that the residual is taken over
 
     @property
     def size(self) -> tuple[int, int]:
@@ -82,9 +82,8 @@ class Batch:
             difference = problem.y - problem.operator(x.clamp(-1, 1))
         norms = difference.flatten(1).norm(dim=1).tolist()
         sigma = getattr(problem.noiser, "sigma", None)
-        left_out = self.cases[0].y.numel() - problem.y[0].numel()
         return [
-            Residual(norm, sigma * max(case.known - left_out, 1) ** 0.5 if sigma else None)
+            Residual(norm, sigma * case.known**0.5 if sigma else None)
             for norm, case in zip(norms, self.cases, strict=True)
         ]
 
@@ -195,15 +194,14 @@ class ProblemBuilder:
         grey = self.dataset.is_grey(key.name)
         factor = getattr(self.operator(self.size, self.size), "scale_factor", 1)
         operator = self.operator(*(side * factor for side in y.shape[-2:]))
-        known = y.numel()
+        said = torch.ones_like(y)
         if isinstance(operator, Inpainting):
             operator = self._with_mask(operator, key)
-            y = operator(y[None])[0]  # what the file holds at missing pixels means nothing
-            known = 3 * int(operator.masks.sum())
-            if not known:
-                raise UserError(f"{key.name}: the mask leaves no pixel; nothing is known of it")
-        # A border too wide for this image is found here, where only the one image fails.
-        FramedOperator(operator, Frame(0, 0, 0, 0), self.dataset.border).cut_border(y)
+            # What the file holds at missing pixels means nothing.
+            y, said = operator(y[None])[0], operator(said[None])[0]
+        known = int(cut_border(said, self.dataset.border).sum())
+        if not known:
+            raise UserError(f"{key.name}: the mask leaves no pixel; nothing is known of it")
         return Case(key, y, operator, None, grey, known)
 
     def _with_mask(self, operator: Inpainting, key: ImageKey) -> Inpainting:
@@ -227,7 +225,7 @@ class ProblemBuilder:
         tiling = Tiling(frame.full_height, frame.full_width, self.size, self.dataset.overlap)
         framed = FramedOperator(operator, frame, border)
         spacing = getattr(operator, "scale_factor", 1)
-        y = framed.cut_border(y)
+        y = cut_border(y, border)
         rows, columns = (
             first + (border + np.arange(count) + 0.5) * spacing - 0.5
             for first, count in zip((frame.top, frame.left), y.shape[-2:], strict=True)
