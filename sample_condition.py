@@ -18,6 +18,17 @@ Examples:
       --diffusion_config=configs/demo_diffusion_config.yaml \\
       --task_config=configs/inpainting_config.yaml --set task.data.name=skimage \\
       --set task.conditioning.method=ps --set task.conditioning.params.scale=4 --batch_size 8
+
+  # Photographs of any size, restored by overlapping windows of the model's size
+  python3 sample_condition.py --model_config=configs/demo_model_config.yaml \\
+      --diffusion_config=configs/demo_diffusion_config.yaml \\
+      --task_config=configs/super_resolution_config.yaml --data_root PHOTOGRAPHS --fit tile
+
+  # Photographs that are blurred already, by a kernel in a file; sigma is on the range [-1, 1]
+  python3 sample_condition.py --model_config=configs/demo_model_config.yaml \\
+      --diffusion_config=configs/demo_diffusion_config.yaml \\
+      --task_config=configs/motion_deblur_config.yaml --measurements BLURRED \\
+      --kernel kernel.png --border 10 --set task.measurement.noise.sigma=0.02
 """
 
 import argparse

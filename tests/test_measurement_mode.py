@@ -124,6 +124,18 @@ def test_missing_parts_are_filled(tmp_path, files, source):
     assert metrics["expected_residual"] == pytest.approx(0.05 * known**0.5, rel=1e-3)
 
 
+def test_images_in_a_batch_keep_their_own_masks(tmp_path, files):
+    for i, name in enumerate("ab"):
+        mask = np.roll(holes(32, 40), 9 * i, axis=0)
+        save(files / f"{name}.png", np.dstack([photograph(32, 40, seed=i), mask]))
+    arguments = write_configs(tmp_path, "inpainting")
+    runs = []
+    for size in (1, 2):
+        assert run(*arguments, "--measurements", files, "--batch_size", size) == 0
+        runs.append([restored(tmp_path, "inpainting", name).astype(int) for name in "ab"])
+    assert np.abs(np.subtract(*runs)).max() <= 1
+
+
 def test_border_and_mask_together_leave_the_known_pixels_inside(tmp_path, files):
     mask = holes(40, 36)
     save(files / "a.png", np.dstack([photograph(40, 36), mask]))
