@@ -31,19 +31,11 @@ class Problem:
     noiser: NoiseModel
     diffusion: GaussianDiffusion
     image_shape: tuple[int, int, int]  # [3, H, W]
+    factor: float = 1.0  # of the distance, for images of another size than the model's
 
     def distance(self, x0_hat: Tensor) -> Tensor:
-        """d = || y - A(x0_hat) || [B]."""
-        return self.noiser.distance(self.y, self.operator(x0_hat))
-
-    def scores(self, residual: Tensor) -> Tensor:
-        """Squared norms [m, B, R] of residual [m, B, ...] in the regions of the image that
-        choose a candidate each: here R = 1, the whole image."""
-        return residual.flatten(2).square().sum(2)[..., None]
-
-    def spread(self, values: Tensor) -> Tensor:
-        """Values [B, R] of the regions, to broadcast with [B, 3, H, W]."""
-        return values[:, :, None, None]
+        """d = factor || y - A(x0_hat) || [B]."""
+        return self.factor * self.noiser.distance(self.y, self.operator(x0_hat))
 
 
 # x_t, t -> the unconditional prediction and the sampler's transition
@@ -58,7 +50,7 @@ class StepResult:
     x0_hat: Tensor  # [B, 3, H, W]
     distance: Tensor  # [B], on the images' device
     num_candidates: int = 1
-    best: Tensor | None = None  # index of the chosen candidate, [B, R] for R regions
+    best: Tensor | None = None  # index of the chosen candidate, [B]
 
 
 class ConditioningMethod:
@@ -244,7 +236,7 @@ class ProximalSampling(ConditioningMethod):
         problem: Problem,
         noise: NoiseSource,
     ) -> tuple[Tensor, Tensor]:
-        """Index [B, R] and noise z [B, 3, H, W] of the candidate mu + std z with the least score.
+        """Index [B] and noise z [B, 3, H, W] of the candidate mu + std z with the least score.
 
         score_i = || sqrt(acp_prev) y - A(x_i - sqrt(1 - acp_prev) eps) ||, or, interpolated,
         || C2 y + C1 A(x_t) - A(x_i) ||. For a linear A both are || r - A(std z_i) || with r the
@@ -264,15 +256,15 @@ class ProximalSampling(ConditioningMethod):
         for z in noise.candidates(t, n, mu.shape[1:]):  # [m, B, 3, H, W]
             moved = std * z
             measured = A(moved if A.linear else base + moved)
-            scores = problem.scores(target - measured)  # [m, B, R]
+            scores = (target - measured).flatten(2).square().sum(2)  # [m, B]
             score, index = scores.min(dim=0)
-            z = torch.take_along_dim(z, problem.spread(index)[None], dim=0)[0]
+            z = z[index, torch.arange(len(mu), device=mu.device)]
             if best is None:
                 best, best_score, best_z = index, score, z
             else:
                 better = score < best_score
                 best = torch.where(better, index + first, best)
                 best_score = torch.where(better, score, best_score)
-                best_z = torch.where(problem.spread(better), z, best_z)
+                best_z = torch.where(better[:, None, None, None], z, best_z)
             first += len(scores)
         return best, best_z

@@ -6,24 +6,24 @@ weights that sum to one (`TiledModel`); x0_hat, the mean and the variance then f
 whole image, and A is applied to the whole blended x0_hat. In the backward pass each window is
 computed again and its vector-Jacobian product taken, so memory holds the graph of one window.
 
-How norm, guidance and choice are taken (`WindowedProblem`): the guidance step follows the gradient
-of a norm, whose length does not depend on the number of pixels, so one norm over a large image
-would spread a step meant for one model-sized image over all of it. Therefore each window has its
-own norm of the residual, with the blending weights on the measurement's pixels, and the gradient
-is that of their sum; and each window chooses its own candidate, whose noise is kept where the
-window's weight is the largest. For an image of one window all of this is the ordinary step.
+How norm, guidance and choice are taken: all three over the whole image, as the published method
+takes them, which leaves no borders between windows. The guidance follows the gradient of a norm,
+whose length does not depend on the number of pixels; over an image of k windows' pixels it would
+move each pixel by 1 / sqrt(k) of what it does in an image of the model's size. The distance is
+therefore multiplied by sqrt(k) (`distance_factor`), so that a guidance scale means the same for
+every size. For an image of one window all of this is the ordinary step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusion.condition_methods import Problem
 from guided_diffusion.gaussian_diffusion import Model
 from util.errors import UserError
 
@@ -139,70 +139,10 @@ class _Blended(torch.autograd.Function):
         return total, None, None, None
 
 
-@dataclass(frozen=True)
-class WindowedProblem(Problem):
-    """A problem whose norm and choice are taken per window of `tiling`.
+def distance_factor(height: int, width: int, size: int) -> float:
+    """Factor of the distance that keeps a guidance scale's meaning for height x width.
 
-    y_rows, y_columns: where the rows and columns of y [B, C, h, w] lie in the image, in pixels
-    from its first one, float64 [h] and [w]; the measurement must be an image of the same scene,
-    evenly sampled
-    spacing: image pixels between neighbouring pixels of y
+    The scale belongs to images of size x size. The gradient of a norm has a length that does not
+    depend on the number N of pixels, so each pixel's share of it goes with 1 / sqrt(N).
     """
-
-    tiling: Tiling | None = None
-    y_rows: np.ndarray | None = None
-    y_columns: np.ndarray | None = None
-    spacing: float = 1.0
-
-    @cached_property
-    def _weights(self) -> tuple[Tensor, Tensor]:
-        """Weights of the windows along both axes of y: [windows, h] and [windows, w]."""
-
-        def along(axis: Axis, places: Sequence[float]) -> Tensor:
-            nearest = np.clip(np.round(places).astype(int), 0, axis.length - 1)
-            return torch.as_tensor(axis.weights[:, nearest]).to(self.y)
-
-        return along(self.tiling.rows, self.y_rows), along(self.tiling.columns, self.y_columns)
-
-    @cached_property
-    def _shares(self) -> Tensor:
-        """Pixels of y in each window, as a share of what an image of one window has: [R]."""
-        rows, columns = (weights.sum(1) for weights in self._weights)
-        whole = (self.tiling.size / self.spacing) ** 2
-        return torch.outer(rows, columns).flatten() / whole
-
-    @cached_property
-    def _unit(self) -> Tensor:
-        """What the noise model makes of a residual of norm one: [B]."""
-        return self.noiser.distance(self.y, self.y + 1) / self.y[0].numel() ** 0.5
-
-    def _energies(self, residual: Tensor) -> Tensor:
-        """Weighted squares [..., R] of residual [..., C, h, w] in the R windows."""
-        rows, columns = self._weights
-        return (rows @ residual.square().sum(-3) @ columns.T).flatten(-2)
-
-    def distance(self, x0_hat: Tensor) -> Tensor:
-        """Sum over windows of sqrt(share) * norm [B].
-
-        With the share, a residual of equal strength everywhere pulls on each pixel as it would
-        in an image of one window, however much the windows overlap.
-        """
-        energies = self._energies(self.y - self.operator(x0_hat))
-        # The gradient of a square root is infinite at 0; a perfect fit must give 0.
-        safe = torch.where(energies > 0, energies, 1.0)
-        norms = torch.where(energies > 0, safe.sqrt(), 0.0)
-        return self._unit * (norms * self._shares.sqrt()).sum(-1)
-
-    def scores(self, residual: Tensor) -> Tensor:
-        """[m, B, R] for R windows."""
-        return self._energies(residual)
-
-    def spread(self, values: Tensor) -> Tensor:
-        """[B, R] -> [B, 1, H, W]: each pixel has the value of its strongest window."""
-        rows, columns = self.tiling.rows, self.tiling.columns
-        grid = values.unflatten(-1, (len(rows.starts), len(columns.starts)))
-        down, across = (
-            torch.as_tensor(axis.weights.argmax(0), device=values.device)
-            for axis in (rows, columns)
-        )
-        return grid[:, down][:, :, across][:, None]
+    return sqrt(height * width) / size

@@ -15,7 +15,7 @@ from guided_diffusion.measurements import (
     SuperResolution,
 )
 from guided_diffusion.sampling import Prior, sample
-from guided_diffusion.tiling import Axis, TiledModel, Tiling, WindowedProblem
+from guided_diffusion.tiling import Axis, TiledModel, Tiling, distance_factor
 from tests import golden_data
 from tests.tiny_run import MODEL
 from util.errors import UserError
@@ -40,11 +40,10 @@ class Linear:
         return torch.cat([0.3 * x, torch.zeros_like(x)], 1)
 
 
-def windowed(y, operator, noiser, diffusion, tiling, spacing=1):
+def pose(y, operator, noiser, diffusion, size):
     height, width = operator.context.height, operator.context.width
-    places = [(np.arange(n) + 0.5) * spacing - 0.5 for n in y.shape[-2:]]
-    shape = (3, height, width)
-    return WindowedProblem(y, operator, noiser, diffusion, shape, tiling, *places, spacing)
+    factor = distance_factor(height, width, size)
+    return Problem(y, operator, noiser, diffusion, (3, height, width), factor)
 
 
 @pytest.mark.parametrize(("length", "size", "overlap"), [(32, 32, 8), (48, 32, 8), (200, 32, 16)])
@@ -89,11 +88,11 @@ def test_gradient_through_windows_is_that_of_the_blended_outputs():
 def build(kind, height, width, batch=1):
     context = OperatorContext(height, width, dtype=DOUBLE)
     if kind == "super_resolution":
-        return SuperResolution(4, context=context), 4
+        return SuperResolution(4, context=context)
     if kind == "gaussian_blur":
-        return GaussianBlur(9, 1.0, context=context), 1
+        return GaussianBlur(9, 1.0, context=context)
     masks = (random(batch, 1, height, width, seed=5) > 0.5).double()
-    return Inpainting(context=context, masks=masks), 1
+    return Inpainting(context=context, masks=masks)
 
 
 @pytest.mark.parametrize("kind", ["super_resolution", "gaussian_blur", "inpainting"])
@@ -101,14 +100,14 @@ def build(kind, height, width, batch=1):
 def test_one_window_is_the_ordinary_run(kind, noiser):
     diffusion = GaussianDiffusion.create(timestep_respacing=3)
     prior = Prior(golden_data.network(MODEL, seed=1).double(), diffusion)
-    operator, spacing = build(kind, 32, 32)
+    operator = build(kind, 32, 32)
     y = operator(random(1, 3, 32, 32) * 2 - 1)
     tiling = Tiling(32, 32, 32, 8)
     problems = (
         (prior, Problem(y, operator, noiser, diffusion, (3, 32, 32))),
         (
             Prior(TiledModel(prior.model, tiling), diffusion),
-            windowed(y, operator, noiser, diffusion, tiling, spacing),
+            pose(y, operator, noiser, diffusion, 32),
         ),
     )
     runs = []
@@ -128,8 +127,8 @@ def test_the_network_never_sees_more_than_one_window():
     model = Linear()
     diffusion = GaussianDiffusion.create(timestep_respacing=3)
     tiling = Tiling(48, 80, 16, 4)
-    operator, spacing = build("super_resolution", 48, 80)
-    problem = windowed(random(1, 3, 12, 20), operator, GaussianNoise(), diffusion, tiling, spacing)
+    operator = build("super_resolution", 48, 80)
+    problem = pose(random(1, 3, 12, 20), operator, GaussianNoise(), diffusion, 16)
     noise = PerImageNoise([ImageKey(0, "a")], CPU)
     x = sample(Prior(TiledModel(model, tiling), diffusion), ProximalSampling(), problem, noise)
     assert x.shape == (1, 3, 48, 80)
@@ -142,38 +141,10 @@ def test_guidance_on_a_pixel_does_not_depend_on_the_size_of_the_image(kind):
     diffusion = GaussianDiffusion.create(timestep_respacing=3)
     strength = []
     for height, width in ((32, 32), (96, 128)):
-        operator, spacing = build(kind, height, width)
+        operator = build(kind, height, width)
         x = torch.zeros(1, 3, height, width, dtype=DOUBLE, requires_grad=True)
         y = torch.ones_like(operator(x.detach()))
-        tiling = Tiling(height, width, 32, 8)
-        problem = windowed(y, operator, GaussianNoise(), diffusion, tiling, spacing)
+        problem = pose(y, operator, GaussianNoise(), diffusion, 32)
         gradient = torch.autograd.grad(problem.distance(x).sum(), x)[0]
         strength.append(gradient.mean().item())
     assert strength[1] == pytest.approx(strength[0], rel=0.02)
-
-
-def test_a_perfect_fit_pulls_nowhere():
-    diffusion = GaussianDiffusion.create(timestep_respacing=3)
-    operator, _ = build("gaussian_blur", 48, 48)
-    x = random(1, 3, 48, 48).requires_grad_()
-    tiling = Tiling(48, 48, 32, 8)
-    y = operator(x.detach())
-    distance = windowed(y, operator, GaussianNoise(), diffusion, tiling).distance(x)
-    assert distance.item() == 0
-    assert torch.autograd.grad(distance.sum(), x)[0].abs().max() == 0
-
-
-def test_each_window_chooses_its_own_candidate():
-    diffusion = GaussianDiffusion.create(timestep_respacing=3)
-    operator, _ = build("gaussian_blur", 32, 64)
-    tiling = Tiling(32, 64, 32, 0)
-    problem = windowed(
-        torch.zeros(1, 3, 32, 64, dtype=DOUBLE), operator, GaussianNoise(), diffusion, tiling
-    )
-    residual = torch.ones(2, 1, 3, 32, 64, dtype=DOUBLE)
-    residual[0, ..., :32] = residual[1, ..., 32:] = 0.1
-    best = problem.scores(residual).argmin(0)
-    assert best.tolist() == [[0, 1]]
-    chosen = problem.spread(best).expand(1, 1, 32, 64)
-    assert (chosen[..., :32] == 0).all()
-    assert (chosen[..., 32:] == 1).all()

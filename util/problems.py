@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from guided_diffusion.measurements import (
     OperatorContext,
 )
 from guided_diffusion.sampling import Prior
-from guided_diffusion.tiling import TiledModel, Tiling, WindowedProblem
+from guided_diffusion.tiling import TiledModel, Tiling, distance_factor
 from util.errors import UserError
 from util.logger import get_logger
 from util.randomness import ImageKey
@@ -222,26 +221,19 @@ class ProblemBuilder:
             problem = Problem(y, operator, self.noiser, prior.diffusion, (3, height, width))
             return Batch(cases, Frame(height, width, height, width), operator, problem, prior)
         frame = Frame.fitting(height, width, self.size, prior.size_multiple)
-        tiling = Tiling(frame.full_height, frame.full_width, self.size, self.dataset.overlap)
-        framed = FramedOperator(operator, frame, border)
-        spacing = getattr(operator, "scale_factor", 1)
-        y = cut_border(y, border)
-        rows, columns = (
-            first + (border + np.arange(count) + 0.5) * spacing - 0.5
-            for first, count in zip((frame.top, frame.left), y.shape[-2:], strict=True)
-        )
-        problem = WindowedProblem(
-            y,
-            operator if frame.is_trivial and not border else framed,
+        framed = operator
+        if border or not frame.is_trivial:
+            framed = FramedOperator(operator, frame, border)
+        problem = Problem(
+            cut_border(y, border),
+            framed,
             self.noiser,
             prior.diffusion,
             (3, frame.full_height, frame.full_width),
-            tiling,
-            rows,
-            columns,
-            spacing,
+            distance_factor(height, width, self.size),
         )
         if fit == "tile":
+            tiling = Tiling(frame.full_height, frame.full_width, self.size, self.dataset.overlap)
             prior = replace(prior, model=TiledModel(prior.model, tiling))
         return Batch(cases, frame, operator, problem, prior)
 
