@@ -24,6 +24,17 @@ Examples:
       --diffusion_config=configs/diffusion_config.yaml \\
       --task_config=configs/motion_deblur_config.yaml --batch_size auto --data_root FACES
 
+  # Photographs of any size, restored by overlapping windows of the model's size
+  python3 sample_condition.py --model_config=configs/demo_model_config.yaml \\
+      --diffusion_config=configs/demo_diffusion_config.yaml \\
+      --task_config=configs/super_resolution_config.yaml --data_root PHOTOGRAPHS --fit tile
+
+  # Photographs that are blurred already, by a kernel in a file; sigma is on the range [-1, 1]
+  python3 sample_condition.py --model_config=configs/demo_model_config.yaml \\
+      --diffusion_config=configs/demo_diffusion_config.yaml \\
+      --task_config=configs/motion_deblur_config.yaml --measurements BLURRED \\
+      --kernel kernel.png --border 10 --set task.measurement.noise.sigma=0.02
+
 Exit status: 0 all images are finished, 1 some failed, 2 wrong usage or nothing can be written,
 130 or 143 stopped by SIGINT or SIGTERM.
 """
@@ -36,88 +47,23 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data.dataloader import DATASETS
-from guided_diffusion.precision import PRECISIONS, Execution
+from guided_diffusion.precision import Execution
 from guided_diffusion.sampling import build_prior
+from util.arguments import load_config, parse_args
 from util.cli import report_errors, resolve_device
 from util.distributed import join_world, local_device
-from util.errors import UserError
 from util.interrupt import Interrupted, StopRequest
 from util.logger import get_logger, set_verbosity
 from util.plan import Plan, make_plan, result_settings
 from util.recording import parse_record
 from util.report import final_report
-from util.restoration import Restoration, Settings, build_operator
+from util.restoration import Restoration, Settings
 from util.results import Results
-from util.run_config import RunConfig, load_run_config
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    description, _, examples = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=examples, formatter_class=Formatter
-    )
-    add = parser.add_argument
-    add("--model_config", required=True, metavar="FILE", help="network and checkpoint")
-    add("--diffusion_config", required=True, metavar="FILE", help="process and sampler")
-    add("--task_config", required=True, metavar="FILE", help="operator, noise, method, data")
-    add("--save_dir", default="./results", metavar="DIR", help="results folder")
-    add("--gpu", type=int, metavar="N", help="CUDA device; the same as --device cuda:N")
-    add("--device", default="auto", help="cuda, cuda:N, mps, cpu, or auto: the best there is")
-    add("--seed", type=int, default=0, help="seed of all random numbers")
-    add("--batch_size", default="1", metavar="B", help="images at a time, or auto: what fits")
-    add("--precision", choices=PRECISIONS, help="of the network (default: the model config's)")
-    add("--compile", action="store_true", help="run the network through torch.compile")
-    add("--fast", action="store_true", help="fastest precision; on CUDA also --compile and auto")
-    add("--limit", type=int, metavar="N", help="restore the first N images only")
-    add("--data_root", metavar="DIR", help="folder of images (task.data.root)")
-    add(
-        "--record",
-        metavar="every=N[,gif|mp4]",
-        help="save x_t and x0_hat every N steps, and a film; or none; left out: 10 of each",
-    )
-    add("--overwrite", action="store_true", help="restore everything anew, replacing results")
-    loudness = parser.add_mutually_exclusive_group()
-    loudness.add_argument("--quiet", action="store_true", help="warnings and errors only")
-    loudness.add_argument("--verbose", action="store_true", help="lines about the steps as well")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        dest="overrides",
-        help="override a config key, SECTION model, diffusion or task; repeatable",
-    )
-    args = parser.parse_args(argv)
-    args.batch_size = _batch_size(args.batch_size)
-    for name, least in (("limit", 1), ("gpu", 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: must be at least {least}")
-    return args
-
-
-def _batch_size(text: str) -> int | None:
-    """Images at a time; None for auto."""
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f'--batch_size {text}: expected a whole number from 1 up, or "auto"')
-    return int(text)
-
-
-def load_config(args: argparse.Namespace) -> RunConfig:
-    overrides = list(args.overrides)
-    if args.data_root is not None:
-        overrides.append(f"task.data.root={args.data_root!r}")
-    return load_run_config(args.model_config, args.diffusion_config, args.task_config, overrides)
 
 
 @report_errors
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+    args = parse_args(argv, __doc__)
     set_verbosity(args.quiet, args.verbose)
     with StopRequest() as stop:
         try:
@@ -130,35 +76,33 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
     """Restore what is to be restored and report; the exit status of the program."""
     log, started = get_logger(), time.perf_counter()
     config = load_config(args)
-    name = args.device if args.gpu is None else f"cuda:{args.gpu}"
-    device = resolve_device(local_device(name))
+    device = resolve_device(local_device(args.device if args.gpu is None else f"cuda:{args.gpu}"))
     dataset = config.task.data.build(DATASETS, image_size=config.model.unet.image_size)
     dataset.check_outputs()
     names = list(dataset.names)[: args.limit]
     record = parse_record(args.record, config.diffusion.build().num_timesteps)
-    if args.fast and device.type == "cuda":
-        args.batch_size = None  # auto
-    settings = Settings(args.seed, args.batch_size, record, device)
-    operator = build_operator(config, settings)
+    batch_size = None if args.fast and device.type == "cuda" else args.batch_size
+    settings = Settings(args.seed, batch_size, record, device, args.grey)
     results = Results(Path(args.save_dir) / config.task.operator.name)
     # All that can be wrong with the configs and the checkpoint is found before anything is written.
     execution = Execution(args.precision, args.compile, args.fast)
     prior = build_prior(config.model, config.diffusion, device, execution)
     world = join_world()
-    restoration = Restoration(config, settings, dataset, prior, operator, results, world, stop)
+    restoration = Restoration(config, settings, dataset, prior, results, world, stop)
 
     def begin() -> Plan:
-        pixels = result_settings(config, args.seed, device, operator)
+        precision = prior.model.execution.precision
+        pixels = result_settings(config, settings, restoration.operator, precision)
         plan = make_plan(results, pixels, dataset, names, args.overwrite)
         command = {
             "seed": args.seed,
             "device": str(device),
-            "batch_size": args.batch_size or "auto",
-            "precision": prior.model.execution.precision,
+            "batch_size": batch_size or "auto",
+            "precision": precision,
             "compile": prior.model.execution.compile,
         }
         results.save_run(config.raw, {**command, "record": asdict(record)})
-        for stem, array in operator.saved().items():
+        for stem, array in restoration.operator.saved().items():
             results.save_array(stem, array)
         return plan
 

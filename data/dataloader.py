@@ -1,18 +1,19 @@
-"""Data sets: named images at the model's size, as tensors in [-1, 1].
+"""Data sets: named images as tensors in [-1, 1], and how they are brought to a size.
 
 To add one, register a class with `names` and `load`; its keyword arguments are config keys.
 """
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from util.errors import UserError
+from util.image_files import is_grey, read_image, read_picture
 from util.img_utils import centre_crop, to_tensor
 from util.registry import Registry
 
@@ -36,30 +37,21 @@ def find_images(root: str | Path) -> list[Path]:
     return sorted(found)
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """The image in `path` as RGB, upright by its EXIF orientation; UserError if unreadable."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(
-            f"{path}: more pixels than are safe to open ({Image.MAX_IMAGE_PIXELS:,})"
-        ) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{path}: not a readable image ({reason})") from None
-
-
 class Dataset:
     """Images by name. A name is a relative POSIX path; results are filed under it."""
 
     names: Sequence[str]
+    measured = False  # True: the files are measurements, there is no label
+    border = 0  # outermost pixels of a measurement that are left out of the data term
 
-    def __init__(self, image_size: int, fit: str) -> None:
+    def __init__(self, image_size: int, fit: str, overlap: int | None = None) -> None:
         self.image_size = image_size
         self.fit = fit
+        self.overlap = image_size // 4 if overlap is None else overlap
+        if not 0 <= self.overlap < image_size:
+            raise UserError(
+                f"data.overlap {overlap}: must be from 0 to below the model's {image_size}"
+            )
 
     def open(self, name: str) -> Image.Image:
         """The whole RGB image called `name`; UserError if it cannot be read."""
@@ -69,19 +61,26 @@ class Dataset:
         """The file that holds the image called `name`; None where there is none."""
         return None
 
-    def load(self, name: str) -> Tensor:
-        """The image called `name` at the model's size: [3, S, S] in [-1, 1].
+    def is_grey(self, name: str) -> bool:
+        """Whether the source of the image called `name` has no colour channels."""
+        return False
 
-        Raises UserError for an unreadable image and, unless fit is "resize", a smaller one.
+    def load(self, name: str) -> Tensor:
+        """The image called `name`, [3, H, W] in [-1, 1]: at the model's size S x S, or, where
+        fit is "pad" or "tile", at its own.
+
+        Raises UserError for an unreadable image and, where fit is "crop", a smaller one.
         """
         image = self.open(name)
         size = self.image_size
+        if self.fit in ("pad", "tile"):
+            return to_tensor(image)
         if self.fit == "resize":
             image = image.resize((size, size), Image.Resampling.LANCZOS)
         elif min(image.size) < size:
             raise UserError(
                 f"{name}: {image.width}x{image.height} is smaller than the model's {size}x{size}; "
-                "use --set task.data.fit=resize to enlarge it"
+                "use --fit pad to restore it at its own size, or --fit resize to enlarge it"
             )
         else:
             image = centre_crop(image, size)
@@ -89,8 +88,14 @@ class Dataset:
 
     def describe_fit(self) -> str:
         """What happens to images of another size, for the log."""
-        how = "squeezed to" if self.fit == "resize" else "scaled and cropped at the centre to"
-        return f"{how} {self.image_size}x{self.image_size} (data.fit: {self.fit})"
+        size = f"{self.image_size}x{self.image_size}"
+        how = {
+            "crop": f"scaled and cropped at the centre to {size}",
+            "resize": f"squeezed to {size}",
+            "pad": "restored whole at their own size",
+            "tile": f"restored at their own size by windows of {size}",
+        }[self.fit]
+        return f"{how} (data.fit: {self.fit})"
 
     def check_outputs(self) -> None:
         """UserError if two images would write the same result file."""
@@ -118,13 +123,21 @@ class ImageFolder(Dataset):
     """All images below `root`.
 
     fit: "crop" (guided-diffusion's: the short side is scaled to the model's size and the centre
-    kept) or "resize" (the whole image is squeezed or enlarged to the model's square)
+    kept), "resize" (the whole image is squeezed or enlarged to the model's square), "pad" (its
+    own size, reflected to one that the network takes and cut back afterwards) or "tile" (its own
+    size, restored by windows of the model's size)
+    overlap: pixels that neighbouring windows share at least; default a quarter of the model's size
     """
 
     def __init__(
-        self, root: str, fit: Literal["crop", "resize"] = "crop", *, image_size: int
+        self,
+        root: str,
+        fit: Literal["crop", "resize", "pad", "tile"] = "crop",
+        overlap: int | None = None,
+        *,
+        image_size: int,
     ) -> None:
-        super().__init__(image_size, fit)
+        super().__init__(image_size, fit, overlap)
         self.root = Path(root)
         self.names = [path.relative_to(self.root).as_posix() for path in find_images(root)]
 
@@ -133,6 +146,50 @@ class ImageFolder(Dataset):
 
     def open(self, name: str) -> Image.Image:
         return read_image(self.path(name))
+
+    def is_grey(self, name: str) -> bool:
+        return is_grey(self.path(name))
+
+
+@DATASETS.register("measurements")
+class Measurements(ImageFolder):
+    """Files below `root` that are measurements themselves: small, blurred or with missing parts.
+
+    They are never scaled or cropped. fit: "tile", or "pad" for one network evaluation of the
+    whole image, which needs more memory; the same for images that are no larger than the model
+    border: outermost pixels of each file that are left out of the data term
+    """
+
+    measured = True
+
+    def __init__(
+        self,
+        root: str,
+        fit: Literal["pad", "tile"] = "tile",
+        overlap: int | None = None,
+        border: int = 0,
+        *,
+        image_size: int,
+    ) -> None:
+        super().__init__(root, fit, overlap, image_size=image_size)
+        if border < 0:
+            raise UserError(f"data.border must not be negative, got {border}")
+        self.border = border
+
+    def open(self, name: str) -> Image.Image:
+        """The image as stored: what lies below transparent parts is not changed."""
+        return read_picture(self.path(name)).image
+
+    def known(self, name: str) -> np.ndarray:
+        """Pixels that the alpha channel says are there: uint8 [H, W], 1 where more than half
+        opaque; UserError where there is no such channel."""
+        alpha = read_picture(self.path(name)).alpha
+        if alpha is None:
+            raise UserError(
+                f"{name}: no alpha channel says which pixels are missing; give --masks, or save "
+                "it with the missing parts transparent"
+            )
+        return (np.asarray(alpha) > 127).astype(np.uint8)
 
 
 @DATASETS.register("skimage")
@@ -147,11 +204,12 @@ class SkimagePhotographs(Dataset):
     def __init__(
         self,
         root: str = "",
-        fit: Literal["crop", "resize"] = "crop",
+        fit: Literal["crop", "resize", "pad", "tile"] = "crop",
+        overlap: int | None = None,
         *,
         image_size: int,
     ) -> None:
-        super().__init__(image_size, fit)
+        super().__init__(image_size, fit, overlap)
 
     def open(self, name: str) -> Image.Image:
         import skimage.data

@@ -31,10 +31,11 @@ class Problem:
     noiser: NoiseModel
     diffusion: GaussianDiffusion
     image_shape: tuple[int, int, int]  # [3, H, W]
+    factor: float = 1.0  # of the distance, for images of another size than the model's
 
     def distance(self, x0_hat: Tensor) -> Tensor:
-        """d = || y - A(x0_hat) || [B]."""
-        return self.noiser.distance(self.y, self.operator(x0_hat))
+        """d = factor || y - A(x0_hat) || [B]."""
+        return self.factor * self.noiser.distance(self.y, self.operator(x0_hat))
 
 
 # x_t, t -> the unconditional prediction and the sampler's transition

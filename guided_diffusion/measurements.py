@@ -24,9 +24,12 @@ from guided_diffusion.linear_solvers import (
 from motionblur.motionblur import motion_kernel
 from util.errors import UnsupportedError, UserError
 from util.img_utils import MaskConfig, random_mask, read_array, read_mask
+from util.logger import get_logger
 from util.randomness import ImageKey, numpy_stream
 from util.registry import Registry
 from util.resizer import bicubic_matrix, filter_matrix
+
+_KERNEL_SUM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ class SuperResolution(SeparableOperator):
         rows = bicubic_matrix(context.height, 1 / scale_factor)
         columns = bicubic_matrix(context.width, 1 / scale_factor)
         super().__init__(context, rows, columns)
+        self.scale_factor = scale_factor
 
     def initial(self, y: Tensor) -> Tensor:
         """y enlarged by nearest neighbour."""
@@ -183,7 +187,6 @@ class SuperResolution(SeparableOperator):
         return x - self.initial(self(x)) + self.initial(y)
 
 
-@OPERATORS.register("gaussian_blur")
 class GaussianBlur(SeparableOperator):
     """Gaussian blur of standard deviation `intensity` pixels, reflected border.
 
@@ -243,6 +246,20 @@ class KernelBlur(LinearOperator):
         return {"kernel": self.kernel}
 
 
+@OPERATORS.register("gaussian_blur")
+def gaussian_blur(
+    kernel_size: int = 61,
+    intensity: float = 3.0,
+    kernel: str | None = None,
+    *,
+    context: OperatorContext,
+) -> LinearOperator:
+    """Gaussian blur, or, for photographs that are blurred already, the kernel in a file."""
+    if kernel is not None:
+        return KernelBlur(context, read_kernel(kernel))
+    return GaussianBlur(kernel_size, intensity, context=context)
+
+
 def _cut_kernel(kernel: np.ndarray) -> tuple[tuple[int, int], np.ndarray]:
     """Half-widths of the smallest centred part that holds all of `kernel`, and that part."""
     centre_y, centre_x = kernel.shape[0] // 2, kernel.shape[1] // 2
@@ -278,14 +295,18 @@ class MotionBlur(KernelBlur):
 
 
 def read_kernel(path: str) -> np.ndarray:
-    """A blur kernel from a file: float32 [k, k], k odd, sum 1."""
+    """A blur kernel from a file: float32 [k, k], k odd, brought to sum 1 and, where numbers of
+    an array do not have that sum, said so."""
     kernel = read_array(path, "kernel")
     height, width = kernel.shape
     if height != width or height % 2 == 0:
         raise UserError(f"{path}: a kernel must be square with an odd side, got {height}x{width}")
     if (kernel < 0).any() or kernel.sum() <= 0:
         raise UserError(f"{path}: a kernel must be non-negative and not all zero")
-    return (kernel / kernel.sum()).astype(np.float32)
+    total = kernel.sum()
+    if path.endswith((".npy", ".pt", ".pth")) and abs(total - 1) > _KERNEL_SUM_TOLERANCE:
+        get_logger().warning("%s: the kernel sums to %.6g; it is normalised to 1", path, total)
+    return (kernel / total).astype(np.float32)
 
 
 def _check_kernel_size(name: str, size: int) -> None:

@@ -133,7 +133,7 @@ def hybrid_loss(
     mse = (eps - predicted_eps).square().mean(dim=(1, 2, 3))
     step = diffusion.interpret(torch.cat([predicted_eps.detach(), values], 1), x_t, t)
     true_mean = diffusion.posterior_mean(x0, x_t, t)
-    true_log_variance = diffusion.at(diffusion.posterior_log_variance_clipped, t, x_t)
+    true_log_variance = diffusion.at("posterior_log_variance_clipped", t, x_t)
     kl = 0.5 * (
         step.log_variance
         - true_log_variance

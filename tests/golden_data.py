@@ -42,14 +42,18 @@ def network(config: dict[str, Any], seed: int) -> UNetModel:
 
 
 class RecordedNoise:
-    """The noise that the reference runs consumed: streams of seed `seed`, batch of one."""
+    """The noise that the reference runs consumed: streams of seed `seed`, batch of one.
 
-    def __init__(self, seed: int) -> None:
+    shift: is added to the start
+    """
+
+    def __init__(self, seed: int, shift: float = 0.0) -> None:
         self.seed = seed
+        self.shift = shift
 
     def normal(self, purpose: str, step: int, shape: Sequence[int]) -> Tensor:
         assert purpose == "start"
-        return normal((1, *shape), self.seed, 20)
+        return normal((1, *shape), self.seed, 20) + self.shift
 
     def candidates(self, step: int, count: int, shape: Sequence[int]) -> Iterator[Tensor]:
         draws = normal((count, *shape), self.seed, 30, step)[:, None]

@@ -12,7 +12,7 @@ from PIL import Image
 from util import compute_metric, perceptual
 from util.compute_metric import Matched, match_folders, measure
 from util.errors import UserError
-from util.results import Results
+from util.results import Results, Row
 
 
 def save(path, seed=0, size=(24, 20), noise=0):
@@ -49,13 +49,14 @@ def test_numbers_are_scikit_images(folders):
 
 
 def test_equals_the_metrics_of_a_run(tmp_path):
-    results = Results(tmp_path)
+    results, rows = Results(tmp_path), []
     for i in range(2):
         label = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(i)) * 2 - 1
         noise = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(9 + i))
         results.save_measurement(f"deep/{i}", label, label)
-        results.save_restored(f"deep/{i}", label, label + 0.2 * noise)
-    results.save_report()
+        metrics = results.save_restored(f"deep/{i}", label, label + 0.2 * noise)
+        rows.append(Row(f"deep/{i}", metrics))
+    results.save_report(rows)
     assert run(tmp_path) == 0
     own = {r[0]: r[1:] for r in csv.reader((tmp_path / "metrics.csv").open())}
     found = {r[0]: r[1:] for r in csv.reader((tmp_path / "compute_metric.csv").open())}

@@ -99,9 +99,9 @@ def restored(monkeypatch):
     seen = []
     original = cells.restore_dataset
 
-    def watch(config, settings, dataset, names, *rest):
+    def watch(cell, settings, dataset, names, *rest):
         seen.extend(names)
-        return original(config, settings, dataset, names, *rest)
+        return original(cell, settings, dataset, names, *rest)
 
     monkeypatch.setattr(cells, "restore_dataset", watch)
     return seen
@@ -177,10 +177,11 @@ def test_interrupted_between_images(table, monkeypatch, restored):
 def test_a_failure_leaves_a_dash(table, monkeypatch):
     original = cells.restore_dataset
 
-    def fail(config, *rest):
+    def fail(cell, *rest):
+        config = cell.config
         if config.task.conditioning.name == "ps" and config.task.operator.name == "motion_blur":
             raise RuntimeError("out of memory\nand more")
-        return original(config, *rest)
+        return original(cell, *rest)
 
     monkeypatch.setattr(cells, "restore_dataset", fail)
     assert run(table, "--limit", "1") == 1

@@ -13,7 +13,7 @@ _USED_SHARE = 0.9  # of the free memory; the rest is for fragmentation
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, on any device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and (

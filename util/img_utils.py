@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from util.errors import UserError
+from util.image_files import read_image
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -97,10 +98,13 @@ def read_array(path: str, what: str) -> np.ndarray:
         elif path.endswith((".pt", ".pth")):
             array = torch.load(path, map_location="cpu", weights_only=True).numpy()
         else:
-            with Image.open(path) as image:
-                array = np.asarray(image.convert("L"), dtype=np.float64) / 255
+            if not Path(path).is_file():
+                raise FileNotFoundError(path)
+            array = np.asarray(read_image(path).convert("L"), dtype=np.float64) / 255
     except FileNotFoundError:
         raise UserError(f"{path}: no such {what} file") from None
+    except UserError:
+        raise
     except Exception as error:  # readers raise many kinds; all mean the same to the user
         raise UserError(f"{path}: not a readable {what} ({error})") from None
     array = np.squeeze(np.asarray(array, dtype=np.float64))

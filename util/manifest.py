@@ -31,7 +31,8 @@ class Record:
     seed: int
     time: float  # when it was finished, seconds since 1970
     seconds: float = 0.0  # that its restoration took
-    residual: float | None = None  # distance of the restored image's measurement from y
+    residual: float | None = None  # || y - A(x) || of the restored image
+    expected_residual: float | None = None  # what the stated noise alone would leave
     metrics: dict[str, float] = field(default_factory=dict)  # where there is a label
     error: str | None = None
     source: dict[str, Any] = field(default_factory=dict)  # see source_mark

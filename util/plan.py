@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from data.dataloader import Dataset, output_name
 from guided_diffusion.measurements import Operator
@@ -23,6 +22,7 @@ from util.manifest import (
     same_source,
     settings_hash,
 )
+from util.restoration import Settings
 from util.results import Results
 from util.run_config import RunConfig
 
@@ -40,7 +40,7 @@ class Plan:
 
 
 def result_settings(
-    config: RunConfig, seed: int, device: torch.device, operator: Operator
+    config: RunConfig, settings: Settings, operator: Operator, precision: str
 ) -> dict[str, Any]:
     """Everything that decides the pixels restored from a given image.
 
@@ -53,8 +53,10 @@ def result_settings(
     task = config.task
     data = {k: v for k, v in task.data.params.items() if k not in _PLACES}
     return {
-        "seed": seed,
-        "device": device.type,
+        "seed": settings.seed,
+        "device": settings.device.type,
+        "precision": precision,
+        "grey": settings.grey,
         "model": {
             **{k: v for k, v in model.items() if k not in _MEMORY_KEYS},
             "checkpoint": _file_mark(config.model.model_path),

@@ -1,6 +1,6 @@
 """Progress images of a run, and films made of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,6 +9,7 @@ from typing import IO
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from guided_diffusion.condition_methods import StepResult
 from util.errors import UserError
@@ -62,12 +63,14 @@ class Recorder:
     results: Results
     outputs: Sequence[str]
     options: RecordOptions
+    finish: Callable[[Tensor], Tensor] = field(default=lambda x: x)  # the sampler's x -> images
     steps: dict[str, list[int]] = field(default_factory=dict)  # recorded, by output
 
     def save(self, t: int, result: StepResult) -> None:
         if not self.options.due(t):
             return
-        for output, x, x0_hat in zip(self.outputs, result.x, result.x0_hat, strict=True):
+        images = self.finish(result.x), self.finish(result.x0_hat)
+        for output, x, x0_hat in zip(self.outputs, *images, strict=True):
             if torch.isfinite(x).all() and torch.isfinite(x0_hat).all():
                 for quantity, image in zip(_QUANTITIES, (x, x0_hat), strict=True):
                     self.results.save_progress(output, quantity, t, image)

@@ -38,7 +38,7 @@ def final_report(results: Results, config: str, names: Sequence[str]) -> Outcome
     """
     records = read_records(results.root, config)
     rows = [
-        Row(output_name(r.file), r.metrics, r.residual, r.seconds)
+        Row(output_name(r.file), r.metrics, r.residual, r.expected_residual, r.seconds)
         for r in records.values()
         if r.done and results.path("recon", output_name(r.file)).is_file()
     ]

@@ -4,32 +4,30 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data.dataloader import Dataset, output_name
-from guided_diffusion.condition_methods import (
-    CONDITIONING,
-    ConditioningMethod,
-    Problem,
-    StepResult,
-)
-from guided_diffusion.measurements import NOISES, OPERATORS, NoiseModel, Operator, OperatorContext
+from data.dataloader import Dataset
+from guided_diffusion.condition_methods import CONDITIONING, ConditioningMethod, StepResult
+from guided_diffusion.measurements import Operator
 from guided_diffusion.sampling import Prior, sample
+from util.background import Background
 from util.batching import fitting_batch, is_out_of_memory, release_memory
 from util.distributed import World
 from util.errors import UserError
 from util.interrupt import StopRequest
 from util.logger import get_logger
 from util.manifest import Manifest, Record, source_mark
+from util.problems import Batch, Case, ProblemBuilder, Residual
 from util.progress import Progress
 from util.randomness import ImageKey, PerImageNoise
 from util.recording import Recorder, RecordOptions
 from util.results import Results
 from util.run_config import RunConfig
+
+_READ_AHEAD = 4  # images decoded while others are restored
 
 
 @dataclass(frozen=True)
@@ -40,35 +38,14 @@ class Settings:
     batch_size: int | None = 1  # None: the largest that fits
     record: RecordOptions = field(default_factory=RecordOptions)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image to restore."""
-
-    key: ImageKey
-    y: Tensor  # measurement [...], on the run's device
-    label: Tensor | None = None  # [3, H, W] in [-1, 1], where it is known
-    source: dict[str, Any] = field(default_factory=dict)  # see manifest.source_mark
+    grey: bool = False  # save images whose source is grey as grey
+    # Seed of the measurement (kernel, mask, noise); None: `seed`. Fixed, it lets one measurement
+    # be restored several times.
+    measurement_seed: int | None = None
 
     @property
-    def output(self) -> str:
-        return output_name(self.key.name)
-
-    def fits(self, other: "Item") -> bool:
-        """Whether both can be restored in one batch."""
-        labels = [i.label.shape if i.label is not None else None for i in (self, other)]
-        return self.y.shape == other.y.shape and labels[0] == labels[1]
-
-
-def build_operator(config: RunConfig, settings: Settings) -> Operator:
-    """The operator of the task for images of the model's size."""
-    size, mask = config.model.unet.image_size, config.task.mask_opt
-    context = OperatorContext(size, size, settings.device, seed=settings.seed, mask=mask)
-    operator = config.task.operator.build(OPERATORS, context=context)
-    if mask is not None and mask.mask is not None and Path(mask.mask).is_file():
-        operator.bind([ImageKey(settings.seed, "")])  # one mask for all: it fits or nothing does
-    return operator
+    def seed_of_measurement(self) -> int:
+        return self.seed if self.measurement_seed is None else self.measurement_seed
 
 
 class Restoration:
@@ -80,70 +57,71 @@ class Restoration:
         settings: Settings,
         dataset: Dataset,
         prior: Prior,
-        operator: Operator,
         results: Results,
         world: World | None = None,
         stop: StopRequest | None = None,
     ) -> None:
-        self.settings, self.dataset, self.prior = settings, dataset, prior
-        self.operator, self.results = operator, results
+        self.settings, self.dataset, self.prior, self.results = settings, dataset, prior, results
         self.method: ConditioningMethod = config.task.conditioning.build(CONDITIONING)
-        self.noiser: NoiseModel = config.task.noise.build(NOISES)
         prior.check_method(self.method)
-        self.config_hash = ""
+        self.builder = ProblemBuilder(
+            config, dataset, settings.seed_of_measurement, settings.device
+        )
+        size = config.model.unet.image_size
+        self.operator: Operator = self.builder.operator(size, size)  # for the model's size
         self.world = world or World()
         self.stop = stop or StopRequest()
         self.manifest = Manifest(results.root, self.world.rank)
+        self.restored: list[str] = []
+        self.failed: dict[str, str] = {}  # name -> reason
         self._limit = settings.batch_size  # lowered when memory runs out
-        self._auto: dict[tuple[int, ...], int] = {}  # by the shape of y
+        self._auto: dict[tuple[int, ...], int] = {}  # by the size of the image
 
     def run(self, names: Sequence[str], config_hash: str, images: int | None = None) -> None:
         """Restore `names`, this rank's share of `images` in the whole job.
 
-        config_hash: what the records carry, see manifest.settings_hash
+        config_hash: of the settings that decide the pixels, for the records
 
         An image that cannot be read, or whose sample is not finite, is recorded as failed and
         left out. Raises Interrupted after a signal and UserError where nothing can be written;
         everything finished before is recorded.
         """
+        self.config_hash = config_hash
         steps = self.prior.diffusion.num_timesteps
         images = len(names) if images is None else images
-        self.config_hash = config_hash
         self.progress = Progress(images, len(names), steps, self.world)
         try:
-            for batch in self._batches(names):
-                self._restore(batch)
+            with Background() as self.background:
+                for cases in self._batches(names):
+                    self._restore(cases)
         finally:
             self.progress.close()
             self.world.beat(self.progress.counts, last=True)
 
-    def _batches(self, names: Sequence[str]) -> Iterator[list[Item]]:
-        """Readable images in batches of equal shapes; the others are recorded as failed."""
-        batch: list[Item] = []
-        for position, name in enumerate(names):
+    def _batches(self, names: Sequence[str]) -> Iterator[list[Case]]:
+        """Readable images in batches of one size; the others are recorded as failed."""
+        cases: list[Case] = []
+        ahead = self.background.ahead(self.dataset.load, names, _READ_AHEAD)
+        for position, (name, load) in enumerate(ahead):
             self.stop.check()
-            item = self._load(name)
-            if item is None:
+            case = self._case(name, load)
+            if case is None:
                 continue
-            if batch and not item.fits(batch[0]):
-                yield batch
-                batch = []
-            batch.append(item)
-            if len(batch) >= self._batch_size(item, len(names) - position):
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+            if cases and case.size != cases[0].size:
+                yield cases
+                cases = []
+            cases.append(case)
+            if len(cases) >= self._batch_size(case, len(names) - position):
+                yield cases
+                cases = []
+        if cases:
+            yield cases
 
-    def _load(self, name: str) -> Item | None:
-        """The image called `name`, measured; None if that cannot be done."""
+    def _case(self, name: str, load: Any) -> Case | None:
+        """The image called `name` that load() gives, measured; None if that cannot be done."""
         try:
-            key, path = ImageKey(self.settings.seed, name), self.dataset.path(name)
-            label = self.dataset.load(name)
-            bound = self.operator.bind([key])
-            clean = bound(label[None].to(self.settings.device))[0]
-            y = self.noiser(clean, key.numpy("noise"))
-            return Item(key, y, label, source_mark(path))
+            source = source_mark(self.dataset.path(name))
+            return dataclasses.replace(self.builder.measure(name, load()), source=source)
         except UserError as error:
             self._fail(name, str(error))
         except Exception as error:  # decoders of damaged files raise whatever they like
@@ -152,98 +130,111 @@ class Restoration:
             self._fail(name, f"{name}: cannot be read ({type(error).__name__}: {error})")
         return None
 
-    def _batch_size(self, item: Item, remaining: int) -> int:
-        """Images to restore at a time that look like `item`."""
+    def _batch_size(self, case: Case, remaining: int) -> int:
+        """Images to restore at a time that look like `case`."""
         if self._limit is not None:
             return self._limit
-        shape = tuple(item.y.shape)
-        if shape not in self._auto:
+        if case.size not in self._auto:
 
             def try_steps(size: int) -> None:
-                problem, noise = self._problem([item] * size)
-                x = self.method.start(problem, noise)
+                batch, noise = self._pose([case] * size)
+                x = self.method.start(batch.problem, noise)
                 for t in (self.prior.diffusion.num_timesteps - 1, 1, 0):
                     if t >= 0:  # the late steps have the most candidates
-                        x = self.method.step(self.prior.reverse, x, t, problem, noise).x
+                        x = self.method.step(batch.prior.reverse, x, t, batch.problem, noise).x
 
-            self._auto[shape] = fitting_batch(try_steps, self.settings.device, remaining)
-        return self._auto[shape]
+            self._auto[case.size] = fitting_batch(try_steps, self.settings.device, remaining)
+        return self._auto[case.size]
 
-    def _restore(self, items: Sequence[Item]) -> None:
+    def _restore(self, cases: Sequence[Case]) -> None:
         """Restore a batch; where memory runs out, its halves one after the other."""
         try:
-            self._restore_whole(items)
+            self._restore_whole(cases)
             return
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
         # Outside the handler: until here the exception kept the failed batch in memory.
         release_memory(self.settings.device)
-        self.progress.forget_steps(len(items))
-        if len(items) == 1:
+        self.progress.forget_steps(len(cases))
+        if len(cases) == 1:
             reason = "out of memory with one image at a time; use a smaller model or image"
-            self._fail(items[0].key.name, reason, items[0])
+            self._fail(cases[0].key.name, reason, cases[0])
             return
-        half = len(items) // 2
-        get_logger().warning("out of memory with %d images at a time; trying %d", len(items), half)
+        half = len(cases) // 2
+        get_logger().warning("out of memory with %d images at a time; trying %d", len(cases), half)
         self._limit = half
-        for part in (items[:half], items[half : 2 * half], items[2 * half :]):
+        for part in (cases[:half], cases[half : 2 * half], cases[2 * half :]):
             if part:
                 self._restore(part)
 
-    def _problem(self, items: Sequence[Item]) -> tuple[Problem, PerImageNoise]:
-        keys = [item.key for item in items]
-        bound = self.operator.bind(keys)
-        shape = (3, bound.context.height, bound.context.width)
-        y = torch.stack([item.y for item in items])
-        problem = Problem(y, bound, self.noiser, self.prior.diffusion, shape)
-        return problem, PerImageNoise(keys, self.settings.device)
+    def _pose(self, cases: Sequence[Case]) -> tuple[Batch, PerImageNoise]:
+        keys = [ImageKey(self.settings.seed, case.key.name) for case in cases]
+        batch = self.builder.pose(list(cases), self.prior)
+        return batch, PerImageNoise(keys, self.settings.device)
 
-    def _restore_whole(self, items: Sequence[Item]) -> None:
+    def _restore_whole(self, cases: Sequence[Case]) -> None:
         started = time.perf_counter()
-        problem, noise = self._problem(items)
-        recorder = Recorder(self.results, [i.output for i in items], self.settings.record)
+        batch, noise = self._pose(cases)
+        outputs = [case.output for case in cases]
+        recorder = Recorder(self.results, outputs, self.settings.record, batch.finish)
 
         def after_step(t: int, result: StepResult) -> None:
             self.stop.check()
             recorder.save(t, result)
-            self.progress.step(len(items), result.distance)
+            self.progress.step(len(cases), result.distance)
 
-        self.progress.begin_batch(len(items))
-        restored = sample(self.prior, self.method, problem, noise, after_step)
-        with torch.no_grad():
-            residuals = problem.distance(restored.clamp(-1, 1)).tolist()
-        self._save_measurements(items, problem)
-        seconds = (time.perf_counter() - started) / len(items)
-        for item, image, residual in zip(items, restored, residuals, strict=True):
+        self.progress.begin_batch(len(cases))
+        x = sample(batch.prior, self.method, batch.problem, noise, after_step)
+        residuals, images = batch.residuals(x), batch.finish(x).cpu()
+        seconds = (time.perf_counter() - started) / len(cases)
+        self.background.submit(self._save, batch, images, residuals, recorder, seconds)
+
+    def _save(
+        self,
+        batch: Batch,
+        images: Tensor,
+        residuals: Sequence[Residual],
+        recorder: Recorder,
+        seconds: float,
+    ) -> None:
+        """Files first, then the record, so that what is recorded is there."""
+        self._save_measurements(batch)
+        for case, image, residual in zip(batch.cases, images, residuals, strict=True):
             if torch.isfinite(image).all():
-                recorder.save_film(item.output)
-                self._save(item, image, residual, seconds)
+                recorder.save_film(case.output)
+                self._save_image(case, image, residual, seconds)
             else:
                 reason = "the sample is not finite; nothing was saved. Try a smaller "
-                self._fail(item.key.name, reason + "conditioning.params.scale", item)
+                self._fail(case.key.name, reason + "conditioning.params.scale", case)
 
-    def _save_measurements(self, items: Sequence[Item], problem: Problem) -> None:
-        views = problem.operator.view(problem.y)
-        for item, measurement, view in zip(items, problem.y, views, strict=True):
-            self.results.save_measurement(item.output, measurement, view)
-        for item, arrays in zip(items, problem.operator.saved_per_image(), strict=False):
+    def _save_measurements(self, batch: Batch) -> None:
+        views = batch.operator.view(batch.y)
+        for case, measurement, view in zip(batch.cases, batch.y, views, strict=True):
+            self.results.save_measurement(case.output, measurement, view)
+        for case, arrays in zip(batch.cases, batch.operator.saved_per_image(), strict=False):
             for stem, array in arrays.items():
-                self.results.save_mask(item.output, stem, array)
+                self.results.save_mask(case.output, stem, array)
 
-    def _save(self, item: Item, image: Tensor, residual: float, seconds: float) -> None:
-        metrics = self.results.save_restored(item.output, item.label, image)
-        record = self._record(item.key.name, item, residual=residual, seconds=seconds)
-        self.manifest.append(dataclasses.replace(record, metrics=metrics))
+    def _save_image(self, case: Case, image: Tensor, residual: Residual, seconds: float) -> None:
+        grey = self.settings.grey and case.grey
+        metrics = self.results.save_restored(case.output, case.label, image, grey)
+        name = case.key.name
+        figures = {"residual": residual.norm, "expected_residual": residual.expected}
+        self.manifest.append(self._record(name, case, seconds=seconds, metrics=metrics, **figures))
+        self.restored.append(name)
         words = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.3f}"}
-        text = [words.get(name, name + " {:.4f}").format(v) for name, v in metrics.items()]
-        self.progress.finish(item.key.name, ", ".join([*text, f"residual {residual:.3f}"]))
+        text = [words.get(metric, metric + " {:.4f}").format(v) for metric, v in metrics.items()]
+        self.progress.finish(name, ", ".join([*text, f"residual {residual.norm:.3f}"]))
+        if self.dataset.measured and residual.misfit:
+            get_logger().warning("%s: %s", name, residual.misfit)
 
-    def _fail(self, name: str, reason: str, item: Item | None = None) -> None:
-        self.manifest.append(self._record(name, item, error=reason))
+    def _fail(self, name: str, reason: str, case: Case | None = None) -> None:
+        self.manifest.append(self._record(name, case, error=reason))
+        self.failed[name] = reason
         self.progress.fail(name, reason)
 
-    def _record(self, name: str, item: Item | None, **what: Any) -> Record:
-        source = item.source if item else {}
+    def _record(self, name: str, case: Case | None, **what: Any) -> Record:
+        source = dict(case.source) if case else {}
         seed = self.settings.seed
         return Record(name, self.config_hash, seed, time.time(), source=source, **what)

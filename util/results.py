@@ -23,7 +23,8 @@ SHEET_ROWS = 16  # a contact sheet shows this many images at most
 _SHEET_GAP = 8
 _SHEET_HEADER = 24
 METRICS = ("psnr", "ssim")
-DECIMALS = {"psnr": 4, "ssim": 5, "residual": 4}
+RESIDUALS = ("residual", "expected_residual")  # where there is no label
+DECIMALS = {"psnr": 4, "ssim": 5, "residual": 4, "expected_residual": 4}
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,11 @@ class Row:
     name: str
     metrics: dict[str, float]  # empty where there is no label
     residual: float | None = None
+    expected_residual: float | None = None  # what the stated noise alone would leave
     seconds: float = 0.0
 
     def value(self, column: str) -> float | None:
-        return self.residual if column == "residual" else self.metrics.get(column)
+        return self.metrics.get(column) if column in METRICS else getattr(self, column)
 
 
 @dataclass
@@ -84,22 +86,25 @@ class Results:
     def save_progress(self, name: str, quantity: str, step: int, x: Tensor) -> None:
         self._write_image(self.progress_path(name, quantity, step), to_pixels(x))
 
-    def save_image(self, kind: str, name: str, x: Tensor) -> np.ndarray:
-        """Save [3, H, W] as `kind`; returns the 8-bit pixels that the file holds."""
-        pixels = to_pixels(x)
-        self._write_image(self.path(kind, name), pixels)
+    def save_image(self, kind: str, name: str, x: Tensor, grey: bool = False) -> np.ndarray:
+        """Save [3, H, W] as `kind`, with one channel if `grey`; returns the pixels [H, W, 3]
+        of the file."""
+        pixels = to_pixels(x.mean(0, keepdim=True).expand_as(x) if grey else x)
+        self._write_image(self.path(kind, name), pixels[..., 0] if grey else pixels)
         return pixels
 
-    def save_restored(self, name: str, label: Tensor | None, recon: Tensor) -> dict[str, float]:
+    def save_restored(
+        self, name: str, label: Tensor | None, recon: Tensor, grey: bool = False
+    ) -> dict[str, float]:
         """Restored image and label [3, H, W]; returns the metrics of their 8-bit pixels.
 
         Without a label there are none.
         """
         if label is None:
-            self.save_image("recon", name, recon)
+            self.save_image("recon", name, recon, grey)
             return {}
-        label_pixels = self.save_image("label", name, label)
-        pixels = self.save_image("recon", name, recon)
+        label_pixels = self.save_image("label", name, label, grey)
+        pixels = self.save_image("recon", name, recon, grey)
         return {"psnr": psnr(label_pixels, pixels), "ssim": ssim(label_pixels, pixels)}
 
     def save_report(self, rows: Sequence[Row]) -> None:
@@ -108,14 +113,14 @@ class Results:
             return
         rows = sorted(rows, key=lambda row: row.name)
         labelled = [row for row in rows if row.metrics]
-        columns = METRICS if labelled else ("residual",)
+        known = means_of(rows)
+        columns = METRICS if labelled else [c for c in RESIDUALS if c in known]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["file", *columns])
         for row in labelled or rows:
             writer.writerow([row.name, *(_number(row.value(c), c) for c in columns)])
-        means = means_of(rows)
-        writer.writerow(["mean", *(_number(means.get(c), c) for c in columns)])
+        writer.writerow(["mean", *(_number(known.get(c), c) for c in columns)])
         self._write(self.root / "metrics.csv", text.getvalue().encode(errors="surrogateescape"))
         kinds = ("input", "recon", "label") if labelled else ("input", "recon")
         titles = [{"recon": "restored"}.get(kind, kind) for kind in kinds]
@@ -154,7 +159,7 @@ class Results:
 def means_of(rows: Sequence[Row]) -> dict[str, float]:
     """Mean of every metric, and of the residual, over the rows that have it."""
     means = {}
-    for column in (*METRICS, "residual"):
+    for column in (*METRICS, *RESIDUALS):
         values = [v for row in rows if (v := row.value(column)) is not None]
         if values:
             means[column] = float(np.mean(values))

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from data.dataloader import DATASETS, Dataset, output_name
-from guided_diffusion.measurements import NOISES
 from guided_diffusion.sampling import Prior, build_prior
 from util.baselines import BASELINES
 from util.checkpoint import save_atomically
 from util.errors import UserError
 from util.logger import get_logger
-from util.randomness import ImageKey
-from util.restoration import Outcome, Settings, build_operator, restore_dataset
+from util.problems import ProblemBuilder
+from util.restoration import Restoration, Settings
 from util.results import Results
 from util.run_config import RunConfig
 from util.tables.spec import Cell
@@ -90,6 +89,33 @@ class CellRun:
         return record is not None and (
             record.error is not None or self.path("recon", name).is_file()
         )
+
+
+@dataclass
+class Outcome:
+    """What became of some images of a cell."""
+
+    restored: list[str]
+    failed: dict[str, str] = field(default_factory=dict)  # name -> reason
+    seconds: float = 0.0
+
+
+def restore_dataset(
+    cell: Cell,
+    settings: Settings,
+    dataset: Dataset,
+    names: Sequence[str],
+    prior: Prior,
+    results: Results,
+) -> Outcome:
+    """The only place that calls the restoration pipeline."""
+    restoration = Restoration(cell.config, settings, dataset, prior, results)
+    for stem, array in restoration.operator.saved().items():
+        results.save_array(stem, array)
+    started = time.perf_counter()
+    restoration.run(names, cell.key)
+    seconds = time.perf_counter() - started
+    return Outcome(restoration.restored, restoration.failed, seconds)
 
 
 class _Counting(nn.Module):
@@ -158,18 +184,14 @@ class Runner:
     def _restore(
         self, cell: Cell, settings: Settings, names: Sequence[str], results: Results
     ) -> Iterator[tuple[Outcome, ImageRecord]]:
-        """The only place that calls the restoration pipeline: batch by batch, each recorded."""
+        """Batch by batch, each recorded."""
         config = cell.config
-        prior = self._prior(config)
-        operator = build_operator(config, settings)
+        prior, dataset = self._prior(config), self.dataset(config)
         results.save_run(config.raw, {"seed": settings.seed, "table_row": cell.row.name})
-        for stem, array in operator.saved().items():
-            results.save_array(stem, array)
-        dataset = self.dataset(config)
         for batch in _chunks(names, settings.batch_size):
             counting = _Counting(prior.model)
             counted = dataclasses.replace(prior, model=counting)
-            outcome = restore_dataset(config, settings, dataset, batch, counted, operator, results)
+            outcome = restore_dataset(cell, settings, dataset, batch, counted, results)
             n = len(batch)
             record = ImageRecord(
                 outcome.seconds / n, counting.evaluations / n, counting.gradients / n
@@ -182,17 +204,14 @@ class Runner:
         """A baseline on the very measurements that the methods get."""
         config = cell.config
         method = BASELINES.get(cell.row.baseline)
-        operator, noiser = build_operator(config, settings), config.task.noise.build(NOISES)
         dataset = self.dataset(config)
+        builder = ProblemBuilder(config, dataset, settings.seed_of_measurement, self.device)
         for name in names:
-            label = dataset.load(name).to(self.device)
-            key = ImageKey(settings.seed_of_measurement, name)
-            bound = operator.bind([key])
-            y = noiser(bound(label[None])[0], key.numpy("noise"))[None]
+            case = builder.measure(name, dataset.load(name))
             started = time.perf_counter()
-            image = method(y, bound)[0]
+            image = method(case.y[None], case.operator)[0]
             record = ImageRecord(time.perf_counter() - started)
-            results.save_restored(output_name(name), label, image)
+            results.save_restored(case.output, case.label, image)
             yield Outcome([name]), record
 
     def _prior(self, config: RunConfig) -> Prior:

@@ -1,0 +1,116 @@
+"""Image files of every kind arrive as the same 8-bit RGB."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.dataloader import DATASETS
+from tests.tiny_run import photograph
+from util.errors import UserError
+from util.image_files import is_grey, read_image, read_picture
+
+RAMP = np.linspace(0, 255, 48).round().astype(np.uint8).reshape(6, 8)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path, ending):
+    path = tmp_path / f"deep.{ending}"
+    Image.fromarray(RAMP.astype(np.uint16) * 257).save(path)
+    pixels = np.asarray(read_image(path))
+    np.testing.assert_array_equal(pixels, np.repeat(RAMP[..., None], 3, axis=-1))
+    assert is_grey(path)
+
+
+def test_sixteen_bit_colour_keeps_its_high_byte(tmp_path):
+    import skimage.io
+
+    colour = photograph(6, 8)
+    path = tmp_path / "deep.tif"
+    skimage.io.imsave(path, colour.astype(np.uint16) * 257, check_contrast=False)
+    np.testing.assert_array_equal(np.asarray(read_image(path)), colour)
+
+
+def test_floats_are_read_from_zero_to_one_and_refused_beyond(tmp_path):
+    path = tmp_path / "float.tif"
+    Image.fromarray(RAMP.astype(np.float32) / 255).save(path)
+    np.testing.assert_array_equal(np.asarray(read_image(path))[..., 0], RAMP)
+    Image.fromarray(RAMP.astype(np.float32)).save(path)
+    with pytest.raises(UserError, match="values from 0 to 255, expected 0 to 1"):
+        read_image(path)
+
+
+def test_orientation_is_applied(tmp_path):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16] = 255
+    Image.fromarray(pixels).save(path, exif=exif)
+    upright = np.asarray(read_image(path))
+    assert upright.shape == (32, 16, 3)
+    assert upright[:12].min() > 200
+    assert upright[20:].max() < 50
+
+
+def test_grey_palette_and_cmyk_become_rgb(tmp_path):
+    colour = Image.fromarray(photograph(16, 16))
+    colour.convert("L").save(tmp_path / "grey.png")
+    colour.quantize(64).save(tmp_path / "palette.png")
+    colour.convert("CMYK").save(tmp_path / "cmyk.tif")
+    for name, expected in (
+        ("grey.png", colour.convert("L").convert("RGB")),
+        ("palette.png", colour.quantize(64).convert("RGB")),
+        ("cmyk.tif", colour),
+    ):
+        difference = np.asarray(read_image(tmp_path / name)).astype(int) - np.asarray(expected)
+        assert np.abs(difference).max() <= 1, name
+    assert [is_grey(tmp_path / n) for n in ("grey.png", "palette.png", "cmyk.tif")] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_transparent_parts_are_white_and_alpha_is_told(tmp_path):
+    path = tmp_path / "alpha.png"
+    pixels = np.dstack([photograph(8, 8), np.full((8, 8), 255, np.uint8)])
+    pixels[:4, :, 3] = 0
+    Image.fromarray(pixels).save(path)
+    image = np.asarray(read_image(path))
+    assert (image[:4] == 255).all()
+    np.testing.assert_array_equal(image[4:], pixels[4:, :, :3])
+    picture = read_picture(path)
+    np.testing.assert_array_equal(np.asarray(picture.image), pixels[..., :3])
+    np.testing.assert_array_equal(np.asarray(picture.alpha), pixels[..., 3])
+
+
+def test_palette_with_a_transparent_colour_has_alpha(tmp_path):
+    path = tmp_path / "palette.png"
+    image = Image.new("P", (4, 4))
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putpixel((0, 0), 1)
+    image.save(path, transparency=1)
+    alpha = np.asarray(read_picture(path).alpha)
+    assert alpha[0, 0] == 0
+    assert (alpha.ravel()[1:] == 255).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_files_that_are_no_images_are_told(tmp_path, content):
+    path = tmp_path / "broken.png"
+    if content is None:
+        Image.fromarray(photograph(64, 64)).save(path)
+        content = path.read_bytes()[:200]
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"broken\.png: not a readable image"):
+        read_image(path)
+
+
+def test_pad_and_tile_keep_the_size_and_crop_refuses_small_images(tmp_path):
+    Image.fromarray(photograph(20, 50)).save(tmp_path / "a.png")
+    build = DATASETS.get("folder")
+    for fit in ("pad", "tile"):
+        assert build(str(tmp_path), fit, image_size=32).load("a.png").shape == (3, 20, 50)
+    assert build(str(tmp_path), "resize", image_size=32).load("a.png").shape == (3, 32, 32)
+    with pytest.raises(UserError, match="50x20 is smaller than the model's 32x32; use --fit pad"):
+        build(str(tmp_path), "crop", image_size=32).load("a.png")

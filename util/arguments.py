@@ -1,0 +1,125 @@
+"""The command line of sample_condition.py."""
+
+import argparse
+import json
+
+from guided_diffusion.precision import PRECISIONS
+from util.errors import UserError
+from util.run_config import RunConfig, load_run_config
+
+
+def parse_args(argv: list[str] | None, text: str) -> argparse.Namespace:
+    """Checked arguments; `text` is the program's docstring, one line and then examples."""
+
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    description, _, examples = text.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=examples, formatter_class=Formatter
+    )
+    _add_config(parser.add_argument_group("what to do"))
+    _add_images(parser.add_argument_group("images and measurements"))
+    _add_running(parser.add_argument_group("how to run"))
+    _add_output(parser.add_argument_group("output"))
+    args = parser.parse_args(argv)
+    args.batch_size = _batch_size(args.batch_size)
+    for name, least in (("limit", 1), ("gpu", 0), ("border", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: must be at least {least}")
+    return args
+
+
+def _add_config(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--model_config", required=True, metavar="FILE", help="network and checkpoint")
+    add("--diffusion_config", required=True, metavar="FILE", help="process and sampler")
+    add("--task_config", required=True, metavar="FILE", help="operator, noise, method, data")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="override a config key, SECTION model, diffusion or task; repeatable",
+    )
+    add("--seed", type=int, default=0, help="seed of all random numbers")
+
+
+def _add_images(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--data_root", metavar="DIR", help="folder of images (task.data.root)")
+    add("--limit", type=int, metavar="N", help="restore the first N images only")
+    add(
+        "--fit",
+        metavar="HOW",
+        help="images of another size: crop, resize, pad or tile (task.data.fit)",
+    )
+    add(
+        "--measurements",
+        metavar="DIR",
+        help="folder of degraded images to restore; there are no labels",
+    )
+    add("--kernel", metavar="FILE", help="blur kernel, .npy, .pt or an image")
+    add("--masks", metavar="PATH", help="mask, or folder of masks by image name: white is kept")
+    add(
+        "--border",
+        type=int,
+        metavar="N",
+        help="outermost pixels of --measurements that are left out of the data term",
+    )
+    add("--grey", action="store_true", help="save grey images for grey sources")
+
+
+def _add_running(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--gpu", type=int, metavar="N", help="CUDA device; the same as --device cuda:N")
+    add("--device", default="auto", help="cuda, cuda:N, mps, cpu, or auto: the best there is")
+    add("--batch_size", default="1", metavar="B", help="images at a time, or auto: what fits")
+    add("--precision", choices=PRECISIONS, help="of the network (default: the model config's)")
+    add("--compile", action="store_true", help="run the network through torch.compile")
+    add("--fast", action="store_true", help="fastest precision; on CUDA also --compile and auto")
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--save_dir", default="./results", metavar="DIR", help="results folder")
+    add("--overwrite", action="store_true", help="restore everything anew, replacing results")
+    add(
+        "--record",
+        metavar="every=N[,gif|mp4]",
+        help="save x_t and x0_hat every N steps, and a film; or none; left out: 10 of each",
+    )
+    loudness = group.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="warnings and errors only")
+    loudness.add_argument("--verbose", action="store_true", help="lines about the steps as well")
+
+
+def _batch_size(text: str) -> int | None:
+    """Images at a time; None for auto."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f'--batch_size {text}: expected a whole number from 1 up, or "auto"')
+    return int(text)
+
+
+def load_config(args: argparse.Namespace) -> RunConfig:
+    """The three configs with --set and the shorthands for config keys."""
+    given = {
+        "task.data.root": args.data_root,
+        "task.data": args.measurements and {"name": "measurements", "root": args.measurements},
+        "task.data.fit": args.fit,
+        "task.data.border": args.border,
+        "task.measurement.operator.kernel": args.kernel,
+        "task.measurement.mask_opt.mask": args.masks,
+    }
+    # JSON is YAML that quotes every path in it.
+    shorthands = [f"{key}={json.dumps(v)}" for key, v in given.items() if v is not None]
+    overrides = [*shorthands, *args.overrides]
+    config = load_run_config(args.model_config, args.diffusion_config, args.task_config, overrides)
+    operator = config.task.operator.name
+    if args.masks is not None and operator != "inpainting":
+        raise UserError(f"--masks: the operator is {operator}, only inpainting has masks")
+    return config

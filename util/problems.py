@@ -1,0 +1,239 @@
+"""From the files of a data set to problems for the sampler: measured here, or measured already.
+
+Images of the same size are put into batches; everything that depends on the size of an image
+(operator, frame, windows) is built here, once per size.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.dataloader import Dataset, output_name
+from guided_diffusion.condition_methods import Problem
+from guided_diffusion.framing import Frame, FramedOperator, cut_border
+from guided_diffusion.measurements import (
+    NOISES,
+    OPERATORS,
+    Inpainting,
+    NoiseModel,
+    Operator,
+    OperatorContext,
+)
+from guided_diffusion.sampling import Prior
+from guided_diffusion.tiling import TiledModel, Tiling, distance_factor
+from util.errors import UserError
+from util.logger import get_logger
+from util.randomness import ImageKey
+from util.run_config import RunConfig
+
+# A restored image whose residual is this many times the noise's does not explain the measurement,
+# one with less than the inverse explains part of the noise.
+MISFIT_FACTOR = 2.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image of a run, read and ready to be put into a batch."""
+
+    key: ImageKey
+    y: Tensor  # the whole measurement, [C, h, w]
+    operator: Operator  # of the whole image, bound to this one
+    label: Tensor | None  # [3, H, W]; None: there is none
+    grey: bool  # the source has no colour channels
+    known: int  # values of y that the residual is taken over
+    source: Mapping[str, Any] = field(default_factory=dict)  # see manifest.source_mark
+
+    @property
+    def output(self) -> str:
+        """Path of its result files below their folder, without ending."""
+        return output_name(self.key.name)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.operator.context.height, self.operator.context.width
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of the same size and the problem that they pose together."""
+
+    cases: list[Case]
+    frame: Frame
+    operator: Operator  # of the whole images, bound to the batch: for views and masks
+    problem: Problem
+    prior: Prior
+
+    @property
+    def keys(self) -> list[ImageKey]:
+        return [case.key for case in self.cases]
+
+    @property
+    def y(self) -> Tensor:
+        """The whole measurements [B, ...], as they are kept beside the results."""
+        return torch.stack([case.y for case in self.cases])
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The images [B, 3, H, W] in the sampler's x [B, 3, H', W']."""
+        return self.frame.cut(x)
+
+    def residuals(self, x: Tensor) -> list["Residual"]:
+        """How well the sampler's x [B, 3, H', W'], clamped as it is saved, fits each y."""
+        problem = self.problem
+        with torch.no_grad():
+            difference = problem.y - problem.operator(x.clamp(-1, 1))
+        norms = difference.flatten(1).norm(dim=1).tolist()
+        sigma = getattr(problem.noiser, "sigma", None)
+        return [
+            Residual(norm, sigma * case.known**0.5 if sigma else None)
+            for norm, case in zip(norms, self.cases, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """|| y - A(x) || of a restored image, and what noise of the stated level would leave."""
+
+    norm: float
+    expected: float | None  # sigma * sqrt(m), m the number of measured values; None: not stated
+
+    @property
+    def misfit(self) -> str:
+        """What is wrong, and what to do; "" where nothing is or no noise level is stated."""
+        if self.expected is None:
+            return ""
+        ratio = self.norm / self.expected
+        told = f"residual {self.norm:.4g}, {ratio:.2g} times the stated noise's {self.expected:.4g}"
+        if ratio > MISFIT_FACTOR:
+            return (
+                f"{told}: the restored image does not explain the measurement; check the operator "
+                "(kernel, scale_factor, mask, border), raise noise.sigma to the true level, or "
+                "raise conditioning.params.scale"
+            )
+        if ratio < 1 / MISFIT_FACTOR:
+            return (
+                f"{told}: the restored image explains part of the noise; lower noise.sigma to the "
+                "true level, or lower conditioning.params.scale"
+            )
+        return ""
+
+
+class ProblemBuilder:
+    """Measures the images of `dataset` and poses them as problems.
+
+    seed: of the measurement (kernel, masks, noise)
+
+    Raises UserError for a task that cannot be done in measurement mode or by windows.
+    """
+
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, seed: int, device: torch.device
+    ) -> None:
+        self.config, self.dataset = config, dataset
+        self.seed, self.device = seed, device
+        self.size = config.model.unet.image_size
+        self.noiser: NoiseModel = config.task.noise.build(NOISES)
+        self.operator = lru_cache(maxsize=4)(self._operator)
+        self._check()
+
+    def _operator(self, height: int, width: int) -> Operator:
+        """The operator for whole images of height x width."""
+        context = OperatorContext(
+            height, width, self.device, seed=self.seed, mask=self.config.task.mask_opt
+        )
+        return self.config.task.operator.build(OPERATORS, context=context)
+
+    def _check(self) -> None:
+        task, fit = self.config.task, self.dataset.fit
+        operator = self.operator(self.size, self.size)
+        mask = task.mask_opt.mask if task.mask_opt else None
+        if fit in ("crop", "resize") and mask is not None and Path(mask).is_file():
+            operator.bind([ImageKey(self.seed, "")])  # one mask for all: it fits or nothing does
+        if not operator.linear and (fit in ("pad", "tile") or self.dataset.measured):
+            raise UserError(
+                f"{task.operator.name}: works on images of the model's size that are measured "
+                "here (data.fit crop or resize); its measurements are no images that could be "
+                "laid beside windows or read from files"
+            )
+        if not self.dataset.measured:
+            return
+        if task.operator.name == "motion_blur" and task.operator.params.get("kernel") is None:
+            raise UserError("motion_blur: measurements need their kernel; give --kernel FILE")
+        get_logger().info(
+            "the files are measurements; noise.sigma %s (on the range [-1, 1]) is taken as stated",
+            getattr(self.noiser, "sigma", "not given"),
+        )
+
+    def measure(self, name: str, image: Tensor) -> Case:
+        """The image [3, H, W] called `name` as the data set gave it, measured unless it is a
+        measurement; UserError where its mask or its size is not fit."""
+        image = image.to(self.device)
+        key = ImageKey(self.seed, name)
+        if self.dataset.measured:
+            return self._measured(key, image)
+        operator = self.operator(*image.shape[-2:]).bind([key])
+        clean = operator(image[None])[0]
+        y = self.noiser(clean, key.numpy("noise"))
+        return Case(key, y, operator, image, self.dataset.is_grey(name), y.numel())
+
+    def _measured(self, key: ImageKey, y: Tensor) -> Case:
+        grey = self.dataset.is_grey(key.name)
+        factor = getattr(self.operator(self.size, self.size), "scale_factor", 1)
+        operator = self.operator(*(side * factor for side in y.shape[-2:]))
+        said = torch.ones_like(y)
+        if isinstance(operator, Inpainting):
+            operator = self._with_mask(operator, key)
+            # What the file holds at missing pixels means nothing.
+            y, said = operator(y[None])[0], operator(said[None])[0]
+        known = int(cut_border(said, self.dataset.border).sum())
+        if not known:
+            raise UserError(f"{key.name}: the mask leaves no pixel; nothing is known of it")
+        return Case(key, y, operator, None, grey, known)
+
+    def _with_mask(self, operator: Inpainting, key: ImageKey) -> Inpainting:
+        """The operator with this image's mask: from mask_opt.mask, or the alpha channel."""
+        mask_opt = operator.context.mask
+        if mask_opt is not None and mask_opt.mask is not None:
+            return operator.bind([key])
+        mask = self.dataset.known(key.name)
+        masks = operator.context.tensor(mask[None, None])
+        return Inpainting(context=operator.context, masks=masks)
+
+    def pose(self, cases: list[Case], prior: Prior) -> Batch:
+        """The problem of `cases`, all of one size, for `prior`."""
+        fit, border = self.dataset.fit, self.dataset.border
+        y, operator = torch.stack([case.y for case in cases]), _join(cases)
+        height, width = cases[0].size
+        if fit not in ("pad", "tile"):
+            problem = Problem(y, operator, self.noiser, prior.diffusion, (3, height, width))
+            return Batch(cases, Frame(height, width, height, width), operator, problem, prior)
+        frame = Frame.fitting(height, width, self.size, prior.size_multiple)
+        framed = operator
+        if border or not frame.is_trivial:
+            framed = FramedOperator(operator, frame, border)
+        problem = Problem(
+            cut_border(y, border),
+            framed,
+            self.noiser,
+            prior.diffusion,
+            (3, frame.full_height, frame.full_width),
+            distance_factor(height, width, self.size),
+        )
+        if fit == "tile":
+            tiling = Tiling(frame.full_height, frame.full_width, self.size, self.dataset.overlap)
+            prior = replace(prior, model=TiledModel(prior.model, tiling))
+        return Batch(cases, frame, operator, problem, prior)
+
+
+def _join(cases: Sequence[Case]) -> Operator:
+    """One operator for images that each have their own."""
+    first = cases[0].operator
+    if not isinstance(first, Inpainting):
+        return first
+    masks = torch.cat([case.operator.masks for case in cases])
+    return Inpainting(context=first.context, masks=masks)
