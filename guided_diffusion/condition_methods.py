@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, PriorStep, Transition
-from guided_diffusion.measurements import NoiseModel, Operator
+from guided_diffusion.measurements import Operator
+from guided_diffusion.noise_models import NoiseModel
 from util.errors import UserError
 from util.randomness import NoiseSource
 from util.registry import Registry

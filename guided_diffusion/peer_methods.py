@@ -18,7 +18,8 @@ from guided_diffusion.condition_methods import (
     _ancestral,
 )
 from guided_diffusion.linear_solvers import CUTOFF, conjugate_gradients, tikhonov
-from guided_diffusion.measurements import Clean, GaussianNoise, LinearOperator, NoiseModel, Operator
+from guided_diffusion.measurements import LinearOperator, Operator
+from guided_diffusion.noise_models import Clean, GaussianNoise, NoiseModel
 from util.errors import UnsupportedError, UserError
 from util.randomness import NoiseSource
 

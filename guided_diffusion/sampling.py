@@ -27,7 +27,8 @@ from guided_diffusion.gaussian_diffusion import (
     PriorStep,
     Transition,
 )
-from guided_diffusion.measurements import GaussianNoise, NoiseModel, Operator
+from guided_diffusion.measurements import Operator
+from guided_diffusion.noise_models import GaussianNoise, NoiseModel
 from guided_diffusion.precision import Execution, accelerate
 from util.checkpoint import load_model
 from util.config import parse_component

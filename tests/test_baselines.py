@@ -8,13 +8,13 @@ from data.dataloader import SkimagePhotographs
 from guided_diffusion.measurements import (
     Denoising,
     GaussianBlur,
-    GaussianNoise,
     Inpainting,
     MotionBlur,
     OperatorContext,
     PhaseRetrieval,
     SuperResolution,
 )
+from guided_diffusion.noise_models import GaussianNoise
 from util.baselines import BASELINES
 from util.errors import UnsupportedError
 from util.img_utils import MaskConfig

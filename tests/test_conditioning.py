@@ -4,13 +4,8 @@ import torch
 
 from guided_diffusion.condition_methods import CONDITIONING, Problem, ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.measurements import (
-    OPERATORS,
-    Denoising,
-    GaussianNoise,
-    OperatorContext,
-    PoissonNoise,
-)
+from guided_diffusion.measurements import OPERATORS, Denoising, OperatorContext
+from guided_diffusion.noise_models import GaussianNoise, PoissonNoise
 from guided_diffusion.sampling import Prior, restore, sample
 from tests import golden_data
 from util.errors import UserError

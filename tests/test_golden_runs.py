@@ -10,13 +10,13 @@ from guided_diffusion.condition_methods import Problem, ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.measurements import (
     GaussianBlur,
-    GaussianNoise,
     Inpainting,
     KernelBlur,
     Operator,
     OperatorContext,
     SuperResolution,
 )
+from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.sampling import Prior, sample
 from tests import golden_data
 

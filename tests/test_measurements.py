@@ -5,19 +5,17 @@ import pytest
 import torch
 
 from guided_diffusion.measurements import (
-    NOISES,
     OPERATORS,
     GaussianBlur,
-    GaussianNoise,
     Inpainting,
     KernelBlur,
     LinearOperator,
     MotionBlur,
     OperatorContext,
     PhaseRetrieval,
-    PoissonNoise,
     SuperResolution,
 )
+from guided_diffusion.noise_models import NOISES, GaussianNoise, PoissonNoise
 from motionblur.motionblur import motion_kernel
 from tests import golden_data
 from util.errors import UserError

@@ -7,16 +7,14 @@ import torch
 from guided_diffusion.condition_methods import CONDITIONING, Problem
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, linear_betas
 from guided_diffusion.measurements import (
-    Clean,
     GaussianBlur,
-    GaussianNoise,
     Inpainting,
     MotionBlur,
     OperatorContext,
     PhaseRetrieval,
-    PoissonNoise,
     SuperResolution,
 )
+from guided_diffusion.noise_models import Clean, GaussianNoise, PoissonNoise
 from guided_diffusion.sampling import Prior, restore
 from util.errors import UnsupportedError, UserError
 

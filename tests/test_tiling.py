@@ -6,14 +6,8 @@ import torch
 
 from guided_diffusion.condition_methods import Problem, ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.measurements import (
-    GaussianBlur,
-    GaussianNoise,
-    Inpainting,
-    OperatorContext,
-    PoissonNoise,
-    SuperResolution,
-)
+from guided_diffusion.measurements import GaussianBlur, Inpainting, OperatorContext, SuperResolution
+from guided_diffusion.noise_models import GaussianNoise, PoissonNoise
 from guided_diffusion.sampling import Prior, sample
 from guided_diffusion.tiling import Axis, TiledModel, Tiling, distance_factor
 from tests import golden_data

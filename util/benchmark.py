@@ -27,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from guided_diffusion.condition_methods import Problem, ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.measurements import OPERATORS, GaussianNoise, Operator, OperatorContext
+from guided_diffusion.measurements import OPERATORS, Operator, OperatorContext
+from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.precision import PRECISIONS, Execution, accelerate, fastest_precision
 from guided_diffusion.sampling import Prior
 from guided_diffusion.unet import UNetConfig, UNetModel

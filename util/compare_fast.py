@@ -9,7 +9,7 @@ from scipy.stats import t as student_t
 
 from data.dataloader import ImageFolder
 from guided_diffusion.condition_methods import Problem, ProximalSampling
-from guided_diffusion.measurements import GaussianNoise
+from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.precision import Execution
 from guided_diffusion.sampling import Prior, build_prior, sample
 from util.benchmark import build_operator

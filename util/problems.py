@@ -16,14 +16,8 @@ from torch import Tensor
 from data.dataloader import Dataset, output_name
 from guided_diffusion.condition_methods import Problem
 from guided_diffusion.framing import Frame, FramedOperator, cut_border
-from guided_diffusion.measurements import (
-    NOISES,
-    OPERATORS,
-    Inpainting,
-    NoiseModel,
-    Operator,
-    OperatorContext,
-)
+from guided_diffusion.measurements import OPERATORS, Inpainting, Operator, OperatorContext
+from guided_diffusion.noise_models import NOISES, NoiseModel
 from guided_diffusion.sampling import Prior
 from guided_diffusion.tiling import TiledModel, Tiling, distance_factor
 from util.errors import UserError

@@ -9,7 +9,8 @@ import guided_diffusion.peer_methods  # noqa: F401 (registers its methods)
 from data.dataloader import DATASETS
 from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.gaussian_diffusion import SAMPLERS, SCHEDULES, GaussianDiffusion
-from guided_diffusion.measurements import NOISES, OPERATORS
+from guided_diffusion.measurements import OPERATORS
+from guided_diffusion.noise_models import NOISES
 from guided_diffusion.posterior_mean_variance import MEAN_TYPES, VARIANCE_TYPES
 from guided_diffusion.unet import UNetConfig
 from util.cli import apply_overrides

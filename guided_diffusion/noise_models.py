@@ -1,0 +1,71 @@
+"""Noise models of a measurement: y = noise(A(x)), everything on the range [-1, 1].
+
+To add one, register a class whose keyword arguments are its config keys.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from util.errors import UserError
+from util.registry import Registry
+
+
+class NoiseModel:
+    """Noise on a measurement, and the distance that belongs to it."""
+
+    def __call__(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
+        """The noisy measurement of one image, same shape as `clean`."""
+        raise NotImplementedError
+
+    def distance(self, y: Tensor, predicted: Tensor) -> Tensor:
+        """Distance [B] of predicted measurements from y, both [B, ...]: the 2-norm per image."""
+        return (y - predicted).flatten(1).norm(dim=1)
+
+
+NOISES: Registry[NoiseModel] = Registry("noise")
+
+
+@NOISES.register("clean")
+class Clean(NoiseModel):
+    """No noise."""
+
+    def __call__(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
+        return clean
+
+
+@NOISES.register("gaussian")
+class GaussianNoise(NoiseModel):
+    """White Gaussian noise; `sigma` is on the range [-1, 1] (0.01 is 0.005 on [0, 1])."""
+
+    def __init__(self, sigma: float = 0.01) -> None:
+        if sigma < 0:
+            raise UserError(f"noise: sigma must not be negative, got {sigma}")
+        self.sigma = sigma
+
+    def __call__(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
+        return clean + self.sigma * torch.as_tensor(rng.standard_normal(clean.shape)).to(clean)
+
+
+@NOISES.register("poisson")
+class PoissonNoise(NoiseModel):
+    """Photon noise of 8-bit images: 255 * `rate` photons make a white pixel."""
+
+    def __init__(self, rate: float = 1.0) -> None:
+        if rate <= 0:
+            raise UserError(f"noise: rate must be positive, got {rate}")
+        self.rate = rate
+
+    def __call__(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
+        unit = ((clean + 1) / 2).clamp(0, 1).cpu().numpy()
+        photons = rng.poisson(unit * 255.0 * self.rate)
+        noisy = torch.as_tensor(photons / 255.0 / self.rate).to(clean)
+        return (noisy * 2 - 1).clamp(-1, 1)
+
+    def distance(self, y: Tensor, predicted: Tensor) -> Tensor:
+        """Mean over pixels of the norm divided by |y|; pixels with y = 0 are left out."""
+        norm = super().distance(y, predicted)
+        magnitude = y.abs().flatten(1)
+        known = magnitude > 0
+        inverse = torch.where(known, 1 / magnitude.where(known, 1.0), 0.0)
+        return norm * inverse.sum(1) / known.sum(1).clamp(min=1)
