@@ -120,12 +120,12 @@ def sample(
     noise: NoiseSource,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Run the reverse process from T-1 to 0; returns x_0 [B, 3, H, W], not clamped.
+    """Run the reverse process from the method's first step (T-1) to 0; returns x_0 [B, 3, H, W], not clamped.
 
     Every random number comes from `noise`; whatever watches the run hangs on `callback`.
     """
     x = method.start(problem, noise)
-    for t in reversed(range(prior.diffusion.num_timesteps)):
+    for t in range(method.first_step(prior.diffusion), -1, -1):
         result = method.step(prior.reverse, x, t, problem, noise)
         x = result.x
         if callback is not None:

@@ -139,6 +139,26 @@ def test_scale_by_steps():
     torch.testing.assert_close(*runs)
 
 
+def test_sampling_can_begin_below_a_timestep():
+    prior = float64_prior(20)
+    method = ProximalSampling(max_timestep=400)
+    first = method.first_step(prior.diffusion)
+    assert prior.diffusion.timesteps[first] < 400 <= prior.diffusion.timesteps[first + 1]
+    operator = operator_for("gaussian_blur")
+    image = golden_data.normal((1, 3, SIZE, SIZE), 2).double().clamp(-1, 1)
+    problem = Problem(operator(image), operator, GaussianNoise(), prior.diffusion, (3, SIZE, SIZE))
+    z = Float64Noise(KEYS[:1], torch.device("cpu")).normal("start", 20, (3, SIZE, SIZE))
+    acp = prior.diffusion.alphas_cumprod[first]
+    expected = acp**0.5 * problem.y + (1 - acp) ** 0.5 * z
+    noise = Float64Noise(KEYS[:1], torch.device("cpu"))
+    torch.testing.assert_close(method.start(problem, noise), expected)
+    visited = []
+    sample(prior, method, problem, noise, lambda t, result: visited.append(t))
+    assert visited == list(range(first, -1, -1))
+    with pytest.raises(UserError, match="init: aligned"):
+        ProximalSampling(max_timestep=400, init="noise")
+
+
 def test_gaussian_prior_with_the_known_posterior():
     """Denoising with an exact Gaussian prior: DPPS comes close to the posterior mean.
 

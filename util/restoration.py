@@ -87,7 +87,7 @@ class Restoration:
         everything finished before is recorded.
         """
         self.config_hash = config_hash
-        steps = self.prior.diffusion.num_timesteps
+        steps = self.method.first_step(self.prior.diffusion) + 1
         images = len(names) if images is None else images
         self.progress = Progress(images, len(names), steps, self.world)
         try:
@@ -139,8 +139,9 @@ class Restoration:
             def try_steps(size: int) -> None:
                 batch, noise = self._pose([case] * size)
                 x = self.method.start(batch.problem, noise)
-                for t in (self.prior.diffusion.num_timesteps - 1, 1, 0):
-                    if t >= 0:  # the late steps have the most candidates
+                first = self.method.first_step(self.prior.diffusion)
+                for t in (first, 1, 0):
+                    if t <= first:  # the late steps have the most candidates
                         x = self.method.step(batch.prior.reverse, x, t, batch.problem, noise).x
 
             self._auto[case.size] = fitting_batch(try_steps, self.settings.device, remaining)

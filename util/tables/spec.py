@@ -194,6 +194,10 @@ def _with_conditioning(
 ) -> list[str]:
     """The overrides and the row's method, its guidance scale worked out."""
     given = {**task.params.get(row.method, {}), **row.params}
+    if not spec.scale_by_steps:  # what the configs say of the method, `guidance` included
+        configured = load_run_config(*files, overrides).task.conditioning
+        if configured.name == row.method:
+            given = {**configured.params, **given}
     if "scale" in CONDITIONING.keys(row.method):
         published = read_yaml(task.config).get("conditioning", {}).get("params", {})
         scale = given.get("scale", published.get("scale", 1.0))
