@@ -120,7 +120,7 @@ def sample(
     noise: NoiseSource,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Run the reverse process from the method's first step (T-1) to 0; returns x_0 [B, 3, H, W], not clamped.
+    """Run the reverse process; returns x_0 [B, 3, H, W], not clamped.
 
     Every random number comes from `noise`; whatever watches the run hangs on `callback`.
     """

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from data.dataloader import find_images, read_image
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.precision import lacks
 from guided_diffusion.unet import UNetConfig, UNetModel
 from util.checkpoint import load_state, model_config, save_atomically, save_weights
 from util.cli import apply_overrides, report_errors, resolve_device
@@ -180,10 +181,9 @@ class Trainer:
         )
         self.iteration = 0
         self.forward = torch.compile(self.model) if self.config.compile else self.model
-        # bf16 pays on GPUs, and on CPUs with the instructions for it.
         self.autocast = (
             torch.autocast(self.device.type, torch.bfloat16)
-            if self.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+            if not lacks("bf16", self.device)
             else nullcontext()
         )
         self.path = Path(self.config.run_dir) / "checkpoint.pt"
