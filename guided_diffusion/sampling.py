@@ -3,7 +3,7 @@
 from guided_diffusion.sampling import load_prior, restore
 prior = load_prior("configs/demo_model_config.yaml", "configs/demo_diffusion_config.yaml")
 operator = GaussianBlur(61, 3.0, context=OperatorContext(256, 256))
-images = restore(y, operator, prior, params={"scale": 4.0})
+images = restore(y, operator, prior, params={"scale": 6.0, "max_timestep": 400})
 """
 
 from collections.abc import Callable, Mapping, Sequence

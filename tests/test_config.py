@@ -62,6 +62,9 @@ def test_demo_guidance_replaces_the_task_scale_and_is_overridden_by_set():
     override = ["task.conditioning.params.scale=3"]
     assert load(overrides=override, **demo).task.conditioning.params["scale"] == 3.0
     # it belongs to dpps alone
+    override = ["task.conditioning.method=ps"]
+    other = load("gaussian_deblur", overrides=override, **demo).task.conditioning
+    assert other.params == {"scale": 0.4}
     ps = load("phase_retrieval", **demo)
     assert ps.task.conditioning.params == {"scale": 1.0}
 

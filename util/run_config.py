@@ -1,5 +1,6 @@
 """The three config files of a run as typed objects, and how they are combined."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,11 @@ def load_run_config(
             raise UserError(
                 f"--set {override}: expected SECTION.KEY=VALUE, SECTION one of {', '.join(raw)}"
             )
-    _apply_guidance(raw["diffusion"], raw["task"])
+    wanted = copy.deepcopy(raw)
+    apply_overrides(wanted, overrides)
+    if _applies(wanted["diffusion"], wanted["task"]):
+        conditioning = raw["task"].setdefault("conditioning", {})
+        conditioning["params"] = _with_guidance(wanted, conditioning)
     apply_overrides(raw, overrides)
     return RunConfig(
         _parse_model(raw["model"], str(model_path)),
@@ -147,15 +152,24 @@ def _parse_diffusion(raw: dict[str, Any], where: str) -> DiffusionConfig:
     return config
 
 
-def _apply_guidance(diffusion: dict[str, Any], task: dict[str, Any]) -> None:
-    guidance = diffusion.get("guidance")
-    conditioning, measurement = task.get("conditioning"), task.get("measurement")
+def _applies(diffusion: dict[str, Any], task: dict[str, Any]) -> bool:
+    """Whether the diffusion config has guidance for this task, method and operator."""
+    guidance, conditioning = diffusion.get("guidance"), task.get("conditioning")
+    measurement = task.get("measurement")
     if not all(isinstance(m, dict) for m in (guidance, conditioning, measurement)):
-        return
+        return False
     operator = measurement.get("operator")
-    params = guidance.get(operator.get("name")) if isinstance(operator, dict) else None
-    if conditioning.get("method") == "dpps" and isinstance(params, dict):
-        conditioning["params"] = {**(conditioning.get("params") or {}), **params}
+    name = operator.get("name") if isinstance(operator, dict) else None
+    return conditioning.get("method") == "dpps" and isinstance(guidance.get(name), dict)
+
+
+def _with_guidance(wanted: dict[str, Any], conditioning: dict[str, Any]) -> dict[str, Any]:
+    """The conditioning.params with the guidance of the wanted operator."""
+    operator = wanted["task"]["measurement"]["operator"]["name"]
+    return {
+        **(conditioning.get("params") or {}),
+        **wanted["diffusion"]["guidance"][operator],
+    }
 
 
 _TASK_KEYS = {"conditioning", "data", "measurement"}
