@@ -47,6 +47,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data.dataloader import DATASETS
+from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.precision import Execution
 from guided_diffusion.sampling import build_prior
 from util.arguments import load_config, parse_args
@@ -76,13 +77,14 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
     """Restore what is to be restored and report; the exit status of the program."""
     log, started = get_logger(), time.perf_counter()
     config = load_config(args)
-    device = resolve_device(local_device(args.device if args.gpu is None else f"cuda:{args.gpu}"))
+    wanted = (args.device or "auto") if args.gpu is None else f"cuda:{args.gpu}"
+    device = resolve_device(local_device(wanted))
     dataset = config.task.data.build(DATASETS, image_size=config.model.unet.image_size)
     dataset.check_outputs()
     names = list(dataset.names)[: args.limit]
-    record = parse_record(args.record, config.diffusion.build().num_timesteps)
-    batch_size = None if args.fast and device.type == "cuda" else args.batch_size
-    settings = Settings(args.seed, batch_size, record, device, args.grey)
+    method = config.task.conditioning.build(CONDITIONING)
+    record = parse_record(args.record, method.first_step(config.diffusion.build()) + 1)
+    settings = Settings(args.seed, args.batch_size, record, device, args.grey)
     results = Results(Path(args.save_dir) / config.task.operator.name)
     # All that can be wrong with the configs and the checkpoint is found before anything is written.
     execution = Execution(args.precision, args.compile, args.fast)
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
         command = {
             "seed": args.seed,
             "device": str(device),
-            "batch_size": batch_size or "auto",
+            "batch_size": args.batch_size or "auto",
             "precision": precision,
             "compile": prior.model.execution.compile,
         }

@@ -18,7 +18,7 @@ from torch import Tensor
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, PriorStep, Transition
 from guided_diffusion.measurements import Operator
 from guided_diffusion.noise_models import NoiseModel
-from util.errors import UserError
+from util.errors import UnsupportedError, UserError
 from util.randomness import NoiseSource
 from util.registry import Registry
 
@@ -58,6 +58,9 @@ class ConditioningMethod:
     """Start from noise and step; what the methods share."""
 
     needs_noise = False  # True: makes no sense where the sampler adds none (DDIM, eta 0)
+
+    def check(self, operator: Operator, noiser: NoiseModel) -> None:
+        """UserError where the method cannot work with this operator or noise."""
 
     def first_step(self, diffusion: GaussianDiffusion) -> int:
         """The step that sampling begins with; the last one is 0."""
@@ -103,11 +106,22 @@ class Vanilla(ConditioningMethod):
 class Projection(ConditioningMethod):
     """Each sample is projected onto the measurement at its own noise level."""
 
+    def check(self, operator: Operator, noiser: NoiseModel) -> None:
+        _check_projection(operator)
+
     def step(self, reverse, x_t, t, problem, noise):
         with torch.no_grad():
             prior, move = reverse(x_t, t)
             x = _project(_ancestral(move, t, noise), t, problem, noise)
             return StepResult(x, prior.x0_hat, problem.distance(prior.x0_hat))
+
+
+def _check_projection(operator: Operator) -> None:
+    if type(operator).project is Operator.project:
+        raise UnsupportedError(
+            f"{type(operator).__name__}: no projection is known for this operator; use a "
+            "conditioning method without one (dpps, ps, ps+)"
+        )
 
 
 def _project(x: Tensor, t: int, problem: Problem, noise: NoiseSource) -> Tensor:
@@ -160,6 +174,9 @@ class PosteriorSamplingPlus(PosteriorSampling):
 class ManifoldConstrainedGradient(PosteriorSampling):
     """MCG (Chung et al. 2022): a DPS step, then the projection."""
 
+    def check(self, operator: Operator, noiser: NoiseModel) -> None:
+        _check_projection(operator)
+
     def step(self, reverse, x_t, t, problem, noise):
         result = super().step(reverse, x_t, t, problem, noise)
         x = _project(result.x, t, problem, noise)
@@ -206,6 +223,13 @@ class ProximalSampling(ConditioningMethod):
         self.scale_by_steps = scale_by_steps
         self.max_timestep = max_timestep
 
+    def check(self, operator: Operator, noiser: NoiseModel) -> None:
+        if self.max_timestep is not None and not operator.measures_images:
+            raise UnsupportedError(
+                f"dpps: max_timestep needs a measurement that is an image, unlike "
+                f"{type(operator).__name__}'s"
+            )
+
     def first_step(self, diffusion: GaussianDiffusion) -> int:
         if self.max_timestep is None:
             return super().first_step(diffusion)
@@ -216,8 +240,6 @@ class ProximalSampling(ConditioningMethod):
         z = super().start(problem, noise)
         u = problem.operator.initial(problem.y) if self.init == "aligned" else None
         if u is None:
-            if self.max_timestep is not None:
-                raise UserError("dpps: max_timestep needs a measurement that is an image")
             return z
         acp = problem.diffusion.alphas_cumprod[self.first_step(problem.diffusion)]
         return sqrt(acp) * u + sqrt(1 - acp) * z

@@ -78,7 +78,7 @@ class SeparableFactors:
 
 def _decompose(matrix: Tensor) -> tuple[Tensor, ...]:
     """U [h, k], s [H] (zeros appended), V [H, H] of matrix [h, H], k = min(h, H)."""
-    u, s, v_t = np.linalg.svd(matrix.double().cpu().numpy(), full_matrices=True)
+    u, s, v_t = np.linalg.svd(matrix.cpu().double().numpy(), full_matrices=True)
     s_all = np.zeros(len(v_t))
     s_all[: len(s)] = s
     return tuple(torch.as_tensor(a.copy()).to(matrix) for a in (u[:, : len(s)], s_all, v_t.T))

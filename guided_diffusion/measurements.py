@@ -51,6 +51,7 @@ class Operator:
     """A differentiable measurement operator A."""
 
     linear = False
+    measures_images = True  # whether y is an image that sampling can start from
 
     def __init__(self, context: OperatorContext) -> None:
         self.context = context
@@ -69,10 +70,7 @@ class Operator:
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """x moved towards the images that measure as y (projection and MCG methods)."""
-        raise UnsupportedError(
-            f"{type(self).__name__}: no projection is known for this operator; use a conditioning "
-            "method without one (dpps, ps, ps+)"
-        )
+        raise NotImplementedError
 
     def view(self, y: Tensor) -> Tensor:
         """Measurements [B, ...] as images in [-1, 1] to look at."""
@@ -230,9 +228,10 @@ class KernelBlur(LinearOperator):
             next_fast_len(side + 2 * r, real=True)
             for side, r in zip((context.height, context.width), self.radius, strict=True)
         )
-        flipped = torch.fft.rfft2(context.tensor(cut).double(), s=self._size).conj()
+        # In float64 and on the CPU: not every device has float64.
+        flipped = torch.fft.rfft2(torch.as_tensor(cut).double(), s=self._size).conj()
         complex_type = torch.complex128 if context.dtype == torch.float64 else torch.complex64
-        self._spectrum = flipped.to(complex_type)
+        self._spectrum = flipped.to(complex_type).to(context.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         ry, rx = self.radius
@@ -360,6 +359,8 @@ class PhaseRetrieval(Operator):
 
     The frame on each side is oversample / 8 of the image's side.
     """
+
+    measures_images = False
 
     def __init__(self, oversample: float = 2.0, *, context: OperatorContext) -> None:
         super().__init__(context)

@@ -30,9 +30,11 @@ class LinearMethod(ConditioningMethod):
     title = ""
     needs_spectrum = False
 
-    def supports(self, operator: Operator, noiser: NoiseModel) -> bool:
-        """Whether `start` will accept this problem."""
-        return self._objection(operator, noiser) is None
+    def check(self, operator: Operator, noiser: NoiseModel) -> None:
+        objection = self._objection(operator, noiser)
+        if objection:
+            name = type(operator).__name__
+            raise UnsupportedError(f"{self.title} {objection}: not {name} with this noise")
 
     def _objection(self, operator: Operator, noiser: NoiseModel) -> str | None:
         if not isinstance(operator, LinearOperator):
@@ -44,10 +46,7 @@ class LinearMethod(ConditioningMethod):
         return None
 
     def start(self, problem: Problem, noise: NoiseSource) -> Tensor:
-        objection = self._objection(problem.operator, problem.noiser)
-        if objection:
-            name = type(problem.operator).__name__
-            raise UnsupportedError(f"{self.title} {objection}: not {name} with this noise")
+        self.check(problem.operator, problem.noiser)
         return super().start(problem, noise)
 
 

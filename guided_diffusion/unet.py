@@ -64,7 +64,9 @@ class UNetConfig:
     def attention_factors(self) -> set[int]:
         """Downsampling factors at which attention blocks stand ("" or 0: none)."""
         sizes = _numbers(str(self.attention_resolutions), "attention_resolutions")
-        return {self.image_size // int(size) for size in sizes if size > 0}
+        if any(size != int(size) or size < 0 for size in sizes):
+            raise UserError(f"model config: attention_resolutions: whole numbers, got {sizes}")
+        return {self.image_size // int(size) for size in sizes if size}
 
     def size_multiple(self) -> int:
         """Image sides must be multiples of this."""
@@ -74,6 +76,12 @@ class UNetConfig:
         """Raise UserError for a combination of values that no network can have."""
         if self.class_cond:
             raise UserError("model config: class_cond: only False (restoration has no labels)")
+        if self.num_res_blocks < 1 or self.num_heads < 1 or not 0 <= self.dropout < 1:
+            raise UserError(
+                "model config: num_res_blocks and num_heads must be at least 1, dropout in [0, 1)"
+            )
+        if self.num_head_channels < 1 and self.num_head_channels != -1:
+            raise UserError("model config: num_head_channels must be positive, or -1 for none")
         widths = [self.num_channels * m for m in self.level_multipliers()]
         if any(w < 1 or w % _NORM_GROUPS for w in widths):
             raise UserError(

@@ -277,9 +277,22 @@ def validation_loss(
     return losses
 
 
+def _check(config: TrainConfig, unet_config: UNetConfig) -> None:
+    """UserError for settings that cannot be trained with."""
+    unet_config.check()
+    if not unet_config.learn_sigma:
+        raise UserError(f"{config.model_config}: the hybrid loss needs learn_sigma: True")
+    if not config.crops or any(min(c.size, c.batch_size, c.share) <= 0 for c in config.crops):
+        raise UserError("crops: give at least one, with size, batch_size and share above 0")
+    if min(config.iterations, config.checkpoint_every) < 1:
+        raise UserError("iterations and checkpoint_every must be at least 1")
+
+
 def train(config: TrainConfig, device: torch.device) -> Trainer:
     """Run or continue the training that `config` describes; returns the finished trainer."""
     unet_config = model_config(config.model_config)
+    _check(config, unet_config)
+    Path(config.output).parent.mkdir(parents=True, exist_ok=True)
     multiple = unet_config.size_multiple()
     for crop in config.crops:
         if crop.size % multiple:
@@ -364,4 +377,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -100,14 +100,10 @@ def test_an_image_does_not_depend_on_its_neighbours(tmp_path, images):
         assert first == second
 
 
-@pytest.mark.parametrize("method", ["ps", "ps+", "mcg", "projection", "vanilla"])
+@pytest.mark.parametrize("method", ["ps", "ps+", "mcg", "projection", "vanilla", "diffpir"])
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_every_method_and_sampler(tmp_path, images, method, sampler):
     overrides = [f"task.conditioning.method={method}", f"diffusion.sampler={sampler}"]
-    if method in ("projection", "vanilla"):
-        overrides.append("task.conditioning.params={}")
-    else:
-        overrides.append("task.conditioning.params={scale: 0.1}")
     arguments = write_configs(tmp_path, "super_resolution")
     sets = [word for override in overrides for word in ("--set", override)]
     assert run(*arguments, "--data_root", images, "--limit", "1", *sets) == 0
@@ -152,7 +148,8 @@ def test_the_published_command_without_its_checkpoint(tmp_path, images):
     [
         (["--data_root", "nowhere"], "nowhere: no such folder"),
         (["--data_root", "EMPTY"], "no images in this folder"),
-        (["--gpu", "99"], "cuda:99"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--gpu", "0"], "say the same thing"),
         (["--device", "tpu"], "--device tpu"),
         (["--batch_size", "0"], "--batch_size 0"),
         (["--batch_size", "many"], "--batch_size many"),
@@ -163,10 +160,16 @@ def test_the_published_command_without_its_checkpoint(tmp_path, images):
         (["--set", "task.measurement.operator.name=blur"], 'unknown operator "blur"'),
         (["--set", "diffusion.sampler=ddim"], "eta"),
         (["--task_config", "nowhere.yaml"], "no such config file"),
-        (["--set", "model.learn_sigma=False"], "does not fit"),
-        (["--masks", "nowhere.png"], "only inpainting has masks"),
+        (["--set", "model.learn_sigma=False"], "learn_sigma: True"),
+        (["--masks", "configs"], "only inpainting has masks"),
+        (["--set", "task.measurement.operator={name: phase_retrieval}", "--set",
+          "task.conditioning={method: mcg}"], "no projection"),
+        (["--set", "task.measurement.operator={name: phase_retrieval}", "--set",
+          "task.conditioning.params.max_timestep=400"], "max_timestep needs a measurement"),
+        (["--set", "task.measurement.operator={name: motion_blur, kernel_size: 9}", "--set",
+          "task.conditioning={method: ddnm+}"], "closed form"),
     ],
-)
+)  # fmt: skip
 def test_errors_write_nothing(tmp_path, images, capsys, arguments, message):
     (tmp_path / "empty").mkdir()
     arguments = [str(tmp_path / "empty") if a == "EMPTY" else a for a in arguments]
@@ -178,6 +181,23 @@ def test_errors_write_nothing(tmp_path, images, capsys, arguments, message):
     assert error.startswith("error: ")
     assert "\n" not in error
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("mask_opt", "message"),
+    [
+        ("{mask_prob_range: [0.7, 1.5]}", "mask_prob_range"),
+        ("{mask_type: box, mask_len_range: [9, 3]}", "mask_len_range"),
+        ("{mask_type: box, mask_len_range: [31, 32]}", "does not fit"),
+        ("{mask: nowhere}", "no such mask file"),
+    ],
+)
+def test_impossible_masks_write_nothing(tmp_path, images, capsys, mask_opt, message):
+    arguments = write_configs(tmp_path, "inpainting")
+    arguments += ["--data_root", images, "--set", f"task.measurement.mask_opt={mask_opt}"]
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
 
 
 def test_two_sources_of_one_result(tmp_path, images, capsys):

@@ -23,6 +23,10 @@ def parse_args(argv: list[str] | None, text: str) -> argparse.Namespace:
     _add_running(parser.add_argument_group("how to run"))
     _add_output(parser.add_argument_group("output"))
     args = parser.parse_args(argv)
+    if args.gpu is not None and args.device is not None:
+        raise UserError("--gpu and --device say the same thing; give one of them")
+    if args.batch_size is None:
+        args.batch_size = "auto" if args.fast else "1"
     args.batch_size = _batch_size(args.batch_size)
     for name, least in (("limit", 1), ("gpu", 0), ("border", 0)):
         value = getattr(args, name)
@@ -75,8 +79,8 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
 def _add_running(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--gpu", type=int, metavar="N", help="CUDA device; the same as --device cuda:N")
-    add("--device", default="auto", help="cuda, cuda:N, mps, cpu, or auto: the best there is")
-    add("--batch_size", default="1", metavar="B", help="images at a time, or auto: what fits")
+    add("--device", help="cuda, cuda:N, mps, cpu; left out: the best there is")
+    add("--batch_size", metavar="B", help="images at a time, or auto: what fits; left out: 1")
     add("--precision", choices=PRECISIONS, help="of the network (default: the model config's)")
     add("--compile", action="store_true", help="run the network through torch.compile")
     add("--fast", action="store_true", help="fastest precision; on CUDA also --compile and auto")

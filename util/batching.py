@@ -17,7 +17,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text
+        any(part in text for part in ("out of memory", "allocate memory", "enough memory"))
     )
 
 

@@ -32,6 +32,7 @@ from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.precision import PRECISIONS, Execution, accelerate, fastest_precision
 from guided_diffusion.sampling import Prior
 from guided_diffusion.unet import UNetConfig, UNetModel
+from util.batching import is_out_of_memory
 from util.benchmark_report import Report, Row, format_row, header
 from util.checkpoint import freeze, model_config
 from util.cli import report_errors, resolve_device
@@ -85,14 +86,6 @@ def medians(
         for name, function in functions.items():
             times[name].append(clock.ms(function))
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(part in text for part in ("out of memory", "allocate memory", "enough memory"))
-    )
 
 
 def count_gflop(config: UNetConfig, size: int) -> float:

@@ -79,7 +79,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
             f"{path}: not a file of plain tensors (refused, nothing in it was run): "
             f"{_first_line(error)}"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged files make the reader raise whatever it likes
         raise UserError(
             f"{path}: truncated or no checkpoint ({_first_line(error)}){_how_to_get(path)}"
         ) from None
@@ -154,7 +154,7 @@ def _mismatch(path: str | Path, expected: dict[str, Any], found: dict[str, Any])
 
 
 def _some(names: Iterable[str]) -> str:
-    names = list(names)
+    names = list(map(str, names))
     more = f", ... {len(names) - _SHOWN_DIFFERENCES} more" * (len(names) > _SHOWN_DIFFERENCES)
     return ", ".join(names[:_SHOWN_DIFFERENCES]) + more
 

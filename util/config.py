@@ -2,6 +2,7 @@
 reported with the place they stand at and what is allowed there."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -159,9 +160,11 @@ def _convert_collection(value: Any, hint: Any, where: str) -> Any:
 def _convert_scalar(value: Any, hint: type, where: str) -> Any:
     if hint is float and not isinstance(value, bool):
         try:  # YAML 1.1 reads 1e-4 (no dot) as a string
-            return float(value)
+            number = float(value)
         except (TypeError, ValueError):
-            pass
+            number = math.nan
+        if math.isfinite(number):
+            return number
     elif type(value) is hint:
         return value
     raise UserError(f"{where}: expected {_type_name(hint)}, got {_describe(value)}")

@@ -26,11 +26,6 @@ def to_pixels(x: Tensor) -> np.ndarray:
     return scaled.round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def to_image(x: Tensor) -> Image.Image:
-    """[3, H, W] in [-1, 1] -> RGB image; values outside are clamped."""
-    return Image.fromarray(to_pixels(x))
-
-
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
     """guided-diffusion's square crop: the short side is scaled to `size`, the centre kept."""
     while min(image.size) >= 2 * size:
@@ -52,6 +47,19 @@ class MaskConfig:
     margin: tuple[int, int] = (16, 16)  # distance of the box from the border
     image_size: int | None = None  # the published configs state it; masks follow the images
     mask: str | None = None  # image file, or folder of them by image name: white is kept
+
+    def __post_init__(self) -> None:
+        low, high = self.mask_prob_range
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"mask_prob_range: expected 0 <= low <= high <= 1, got {low}, {high}")
+        low, high = self.mask_len_range
+        if not 0 < low < high or min(self.margin) < 0:
+            raise UserError(
+                f"mask_len_range: expected 0 < low < high (high is excluded), got {low}, {high}; "
+                "margin must not be negative"
+            )
+        if self.mask is not None and not Path(self.mask).exists():
+            raise UserError(f"{self.mask}: no such mask file or folder of masks")
 
 
 def random_mask(

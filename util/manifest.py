@@ -99,12 +99,12 @@ def check_settings(root: Path, settings: Mapping[str, Any]) -> bool:
     config = settings_hash(settings)
     begun = False
     for line in _lines(root):
-        if line.get("config") != config:
+        if line.get("config") != config and "file" in line:
             raise UserError(
                 f"{root}: holds results of other settings ({_differences(root, line, settings)}). "
                 "To replace them use --overwrite, to keep them another --save_dir"
             )
-        begun = True
+        begun = begun or line.get("config") == config
     return begun
 
 

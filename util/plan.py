@@ -85,13 +85,18 @@ def _component(component: Component) -> dict[str, Any]:
 def _contents(params: Mapping[str, Any]) -> dict[str, Any]:
     """`params` with files (kernel, mask) replaced by what they hold."""
     return {
-        k: _file_mark(v) if isinstance(v, str) and Path(v).is_file() else v
+        k: _file_mark(v) if isinstance(v, str) and Path(v).exists() else v
         for k, v in params.items()
     }
 
 
 def _file_mark(path: str) -> str:
-    return f"sha256 {file_hash(path)[:16]}"
+    """Of what a file, or a folder of files, holds; where it lies does not count."""
+    if Path(path).is_file():
+        return f"sha256 {file_hash(path)[:16]}"
+    files = sorted(p for p in Path(path).rglob("*") if p.is_file())
+    listing = [f"{p.relative_to(path).as_posix()} {file_hash(p)}" for p in files]
+    return f"sha256 {hashlib.sha256(chr(10).join(listing).encode()).hexdigest()[:16]}"
 
 
 def _array_mark(array: np.ndarray) -> str:

@@ -37,7 +37,7 @@ class Case:
     key: ImageKey
     y: Tensor  # the whole measurement, [C, h, w]
     operator: Operator  # of the whole image, bound to this one
-    label: Tensor | None  # [3, H, W]; None: there is none
+    label: Tensor | None  # [3, H, W] on the CPU; None: there is none
     grey: bool  # the source has no colour channels
     known: int  # values of y that the residual is taken over
     source: Mapping[str, Any] = field(default_factory=dict)  # see manifest.source_mark
@@ -62,10 +62,6 @@ class Batch:
     operator: Operator  # of the whole images, bound to the batch: for views and masks
     problem: Problem
     prior: Prior
-
-    @property
-    def keys(self) -> list[ImageKey]:
-        return [case.key for case in self.cases]
 
     @property
     def y(self) -> Tensor:
@@ -146,8 +142,8 @@ class ProblemBuilder:
         task, fit = self.config.task, self.dataset.fit
         operator = self.operator(self.size, self.size)
         mask = task.mask_opt.mask if task.mask_opt else None
-        if fit in ("crop", "resize") and mask is not None and Path(mask).is_file():
-            operator.bind([ImageKey(self.seed, "")])  # one mask for all: it fits or nothing does
+        if fit in ("crop", "resize") and (mask is None or Path(mask).is_file()):
+            operator.bind([ImageKey(self.seed, "")])  # a mask that fits no image is found here
         if not operator.linear and (fit in ("pad", "tile") or self.dataset.measured):
             raise UserError(
                 f"{task.operator.name}: works on images of the model's size that are measured "
@@ -166,14 +162,14 @@ class ProblemBuilder:
     def measure(self, name: str, image: Tensor) -> Case:
         """The image [3, H, W] called `name` as the data set gave it, measured unless it is a
         measurement; UserError where its mask or its size is not fit."""
-        image = image.to(self.device)
+        label, image = image, image.to(self.device)
         key = ImageKey(self.seed, name)
         if self.dataset.measured:
             return self._measured(key, image)
         operator = self.operator(*image.shape[-2:]).bind([key])
         clean = operator(image[None])[0]
         y = self.noiser(clean, key.numpy("noise"))
-        return Case(key, y, operator, image, self.dataset.is_grey(name), y.numel())
+        return Case(key, y, operator, label, self.dataset.is_grey(name), y.numel())
 
     def _measured(self, key: ImageKey, y: Tensor) -> Case:
         grey = self.dataset.is_grey(key.name)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,20 @@ class Settings:
         return self.seed if self.measurement_seed is None else self.measurement_seed
 
 
+@dataclass(frozen=True)
+class _Finished:
+    """A restored batch, on the CPU, still to be saved."""
+
+    cases: Sequence[Case]
+    images: Tensor  # [B, 3, H, W]
+    residuals: Sequence[Residual]
+    y: Tensor  # [B, ...]
+    views: Tensor  # of y, [B, 3, h, w]
+    arrays: Sequence[dict[str, np.ndarray]]  # masks, by image
+    recorder: Recorder
+    seconds: float  # per image
+
+
 class Restoration:
     """One rank's part of a run: it restores names and records what became of them."""
 
@@ -69,6 +84,7 @@ class Restoration:
         )
         size = config.model.unet.image_size
         self.operator: Operator = self.builder.operator(size, size)  # for the model's size
+        self.method.check(self.operator, self.builder.noiser)
         self.world = world or World()
         self.stop = stop or StopRequest()
         self.manifest = Manifest(results.root, self.world.rank)
@@ -150,11 +166,14 @@ class Restoration:
     def _restore(self, cases: Sequence[Case]) -> None:
         """Restore a batch; where memory runs out, its halves one after the other."""
         try:
-            self._restore_whole(cases)
-            return
+            finished = self._restore_whole(cases)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            finished = None
+        if finished is not None:
+            self.background.submit(self._save, finished)
+            return
         # Outside the handler: until here the exception kept the failed batch in memory.
         release_memory(self.settings.device)
         self.progress.forget_steps(len(cases))
@@ -174,7 +193,7 @@ class Restoration:
         batch = self.builder.pose(list(cases), self.prior)
         return batch, PerImageNoise(keys, self.settings.device)
 
-    def _restore_whole(self, cases: Sequence[Case]) -> None:
+    def _restore_whole(self, cases: Sequence[Case]) -> "_Finished":
         started = time.perf_counter()
         batch, noise = self._pose(cases)
         outputs = [case.output for case in cases]
@@ -187,35 +206,31 @@ class Restoration:
 
         self.progress.begin_batch(len(cases))
         x = sample(batch.prior, self.method, batch.problem, noise, after_step)
-        residuals, images = batch.residuals(x), batch.finish(x).cpu()
-        seconds = (time.perf_counter() - started) / len(cases)
-        self.background.submit(self._save, batch, images, residuals, recorder, seconds)
+        return _Finished(
+            batch.cases,
+            batch.finish(x).cpu(),
+            batch.residuals(x),
+            batch.y.cpu(),
+            batch.operator.view(batch.y).cpu(),
+            batch.operator.saved_per_image(),
+            recorder,
+            (time.perf_counter() - started) / len(cases),
+        )
 
-    def _save(
-        self,
-        batch: Batch,
-        images: Tensor,
-        residuals: Sequence[Residual],
-        recorder: Recorder,
-        seconds: float,
-    ) -> None:
+    def _save(self, done: "_Finished") -> None:
         """Files first, then the record, so that what is recorded is there."""
-        self._save_measurements(batch)
-        for case, image, residual in zip(batch.cases, images, residuals, strict=True):
+        for case, measurement, view in zip(done.cases, done.y, done.views, strict=True):
+            self.results.save_measurement(case.output, measurement, view)
+        for case, arrays in zip(done.cases, done.arrays, strict=False):
+            for stem, array in arrays.items():
+                self.results.save_mask(case.output, stem, array)
+        for case, image, residual in zip(done.cases, done.images, done.residuals, strict=True):
             if torch.isfinite(image).all():
-                recorder.save_film(case.output)
-                self._save_image(case, image, residual, seconds)
+                done.recorder.save_film(case.output)
+                self._save_image(case, image, residual, done.seconds)
             else:
                 reason = "the sample is not finite; nothing was saved. Try a smaller "
                 self._fail(case.key.name, reason + "conditioning.params.scale", case)
-
-    def _save_measurements(self, batch: Batch) -> None:
-        views = batch.operator.view(batch.y)
-        for case, measurement, view in zip(batch.cases, batch.y, views, strict=True):
-            self.results.save_measurement(case.output, measurement, view)
-        for case, arrays in zip(batch.cases, batch.operator.saved_per_image(), strict=False):
-            for stem, array in arrays.items():
-                self.results.save_mask(case.output, stem, array)
 
     def _save_image(self, case: Case, image: Tensor, residual: Residual, seconds: float) -> None:
         grey = self.settings.grey and case.grey

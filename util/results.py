@@ -20,6 +20,7 @@ from util.errors import UserError
 from util.img_utils import to_pixels
 
 SHEET_ROWS = 16  # a contact sheet shows this many images at most
+_SHEET_CELL = 512  # pixels; larger images are shrunk
 _SHEET_GAP = 8
 _SHEET_HEADER = 24
 METRICS = ("psnr", "ssim")
@@ -185,9 +186,16 @@ def _grey(array: np.ndarray) -> np.ndarray:
     return scaled.round().astype(np.uint8)
 
 
+def _thumbnail(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        thumbnail = image.convert("RGB")
+    thumbnail.thumbnail((_SHEET_CELL, _SHEET_CELL))
+    return thumbnail
+
+
 def contact_sheet(rows: Sequence[Sequence[Path]], titles: Sequence[str]) -> Image.Image:
     """Image files in rows under `titles`; small measurements are enlarged without smoothing."""
-    images = [[Image.open(path).convert("RGB") for path in row] for row in rows]
+    images = [[_thumbnail(path) for path in row] for row in rows]
     widths = [image.width for row in images for image in row]
     heights = [image.height for row in images for image in row]
     cell = (max(widths), max(heights))

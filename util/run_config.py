@@ -12,7 +12,11 @@ from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.gaussian_diffusion import SAMPLERS, SCHEDULES, GaussianDiffusion
 from guided_diffusion.measurements import OPERATORS
 from guided_diffusion.noise_models import NOISES
-from guided_diffusion.posterior_mean_variance import MEAN_TYPES, VARIANCE_TYPES
+from guided_diffusion.posterior_mean_variance import (
+    LEARNED_VARIANCE_TYPES,
+    MEAN_TYPES,
+    VARIANCE_TYPES,
+)
 from guided_diffusion.unet import UNetConfig
 from util.cli import apply_overrides
 from util.config import Component, convert, parse_component, parse_dataclass, read_yaml
@@ -102,16 +106,21 @@ def load_run_config(
             )
     wanted = copy.deepcopy(raw)
     apply_overrides(wanted, overrides)
+    _drop_params_of_another_method(raw["task"], wanted["task"])
     if _applies(wanted["diffusion"], wanted["task"]):
         conditioning = raw["task"].setdefault("conditioning", {})
         conditioning["params"] = _with_guidance(wanted, conditioning)
     apply_overrides(raw, overrides)
-    return RunConfig(
+    config = RunConfig(
         _parse_model(raw["model"], str(model_path)),
         _parse_diffusion(raw["diffusion"], str(diffusion_path)),
         _parse_task(raw["task"], str(task_path)),
         raw,
     )
+    var_type = config.diffusion.model_var_type
+    if var_type in LEARNED_VARIANCE_TYPES and not config.model.unet.learn_sigma:
+        raise UserError(f"model_var_type {var_type} needs a model config with learn_sigma: True")
+    return config
 
 
 def load_model_config(path: str | Path) -> ModelConfig:
@@ -143,13 +152,30 @@ def _parse_diffusion(raw: dict[str, Any], where: str) -> DiffusionConfig:
         (VARIANCE_TYPES, config.model_var_type),
     ):
         registry.get(name, where)
-    if config.steps < 1 or config.eta < 0:
-        raise UserError(f"{where}: steps must be at least 1 and eta not negative")
+    if config.steps < 1 or not 0 <= config.eta <= 1:
+        raise UserError(f"{where}: steps must be at least 1 and eta in [0, 1]")
+    betas = SCHEDULES.get(config.noise_schedule)(config.steps)
+    if not ((betas > 0) & (betas < 1)).all():
+        raise UserError(
+            f"{where}: steps: {config.steps} is too few for the {config.noise_schedule} schedule; "
+            "leave steps at 1000 and choose fewer with timestep_respacing"
+        )
     for name, params in config.guidance.items():
         OPERATORS.get(name, f"{where}: guidance")
         parse_component(CONDITIONING, "dpps", params, f"{where}: guidance: {name}")
     config.build()  # a respacing that cannot be done is found here, not after the loading
     return config
+
+
+def _drop_params_of_another_method(task: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Where an override chooses another method, keep of the file's params what it has as well."""
+    old, new = (c.get("conditioning") for c in (task, wanted))
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return
+    name, params = new.get("method"), old.get("params")
+    if name != old.get("method") and name in CONDITIONING.names() and isinstance(params, dict):
+        known = CONDITIONING.keys(name)
+        old["params"] = {key: value for key, value in params.items() if key in known}
 
 
 def _applies(diffusion: dict[str, Any], task: dict[str, Any]) -> bool:
@@ -160,7 +186,8 @@ def _applies(diffusion: dict[str, Any], task: dict[str, Any]) -> bool:
         return False
     operator = measurement.get("operator")
     name = operator.get("name") if isinstance(operator, dict) else None
-    return conditioning.get("method") == "dpps" and isinstance(guidance.get(name), dict)
+    guided = isinstance(name, str) and isinstance(guidance.get(name), dict)
+    return guided and conditioning.get("method") == "dpps"
 
 
 def _with_guidance(wanted: dict[str, Any], conditioning: dict[str, Any]) -> dict[str, Any]:
