@@ -131,6 +131,8 @@ class Cell:
     def key(self) -> str:
         """Hash of everything that decides the results, the photographs and the seed aside."""
         raw = {k: v for k, v in self.config.raw.items() if k != "diffusion" or self.row.method}
+        if "diffusion" in raw:  # what applies of its guidance stands in conditioning
+            raw["diffusion"] = {k: v for k, v in raw["diffusion"].items() if k != "guidance"}
         what: dict[str, Any] = {"config": plain(raw), "measurement_seed": self.measurement_seed}
         if self.row.method:
             what["weights"] = _digest(self.config.model.model_path)
