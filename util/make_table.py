@@ -87,6 +87,11 @@ def load_table(path: str, args: argparse.Namespace) -> TableSpec:
     }
     if args.data_root is not None:
         changes["data"] = {"name": "folder", "root": args.data_root}
+    for override in args.overrides:
+        if override.strip().startswith("task.conditioning"):
+            raise UserError(
+                f"--set {override}: the rows of a table decide methods and parameters; edit {path}"
+            )
     changes["set"] = [*spec.set, *args.overrides]
     spec = dataclasses.replace(spec, **changes)
     check_spec(spec, path)
