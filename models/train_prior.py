@@ -29,7 +29,7 @@ from data.dataloader import find_images, read_image
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.precision import lacks
 from guided_diffusion.unet import UNetConfig, UNetModel
-from util.checkpoint import load_state, model_config, save_atomically, save_weights
+from util.checkpoint import load_model, load_state, model_config, save_atomically, save_weights
 from util.cli import apply_overrides, report_errors, resolve_device
 from util.config import parse_dataclass, read_yaml
 from util.errors import UserError
@@ -47,6 +47,15 @@ class CropSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class TimestepBand:
+    """Timesteps low <= t < high, drawn uniformly for `share` of the crops."""
+
+    low: int
+    high: int
+    share: float  # relative to the other bands
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Settings of a training run; see configs/train_demo_prior.yaml for their meaning."""
 
@@ -56,6 +65,8 @@ class TrainConfig:
     data_root: str
     crops: list[CropSpec]
     iterations: int
+    timesteps: list[TimestepBand]
+    initial_weights: str = ""
     validation_root: str = ""
     min_side: int = 256
     small_share: float = 0.25
@@ -126,6 +137,14 @@ class PhotoStore:
         return crops.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def draw_timesteps(bands: list[TimestepBand], count: int, generator: torch.Generator) -> Tensor:
+    """`count` timesteps, int64 [count]: a band by its share, then uniformly within the band."""
+    shares = torch.tensor([band.share for band in bands])
+    picks = torch.multinomial(shares, count, replacement=True, generator=generator)
+    low, high = torch.tensor([(band.low, band.high) for band in bands])[picks].unbind(1)
+    return low + (torch.rand(count, generator=generator) * (high - low)).long()
+
+
 def hybrid_loss(
     diffusion: GaussianDiffusion, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, eps: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -170,7 +189,10 @@ class Trainer:
     def __post_init__(self) -> None:
         torch.manual_seed(self.config.seed)  # the network's initial weights
         self.diffusion = GaussianDiffusion.create()
-        self.model = UNetModel(self.unet_config).to(self.device, memory_format=torch.channels_last)
+        start = self.config.initial_weights
+        model = load_model(self.unet_config, start) if start else UNetModel(self.unet_config)
+        model = model.train().requires_grad_(True)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(),
@@ -229,7 +251,7 @@ class Trainer:
         shares = torch.tensor([crop.share for crop in c.crops])
         crop = c.crops[int(torch.multinomial(shares, 1, generator=generator))]
         x0 = store.crops(crop.batch_size, crop.size, generator)
-        t = torch.randint(self.diffusion.num_timesteps, (len(x0),), generator=generator)
+        t = draw_timesteps(c.timesteps, len(x0), generator)
         eps = torch.randn(x0.shape, generator=generator)
         t, eps = t.to(self.device), eps.to(self.device)
         x_t = self.diffusion.q_sample(x0, t, eps).to(memory_format=torch.channels_last)
@@ -284,6 +306,10 @@ def _check(config: TrainConfig, unet_config: UNetConfig) -> None:
         raise UserError(f"{config.model_config}: the hybrid loss needs learn_sigma: True")
     if not config.crops or any(min(c.size, c.batch_size, c.share) <= 0 for c in config.crops):
         raise UserError("crops: give at least one, with size, batch_size and share above 0")
+    if not config.timesteps or any(
+        not 0 <= band.low < band.high <= 1000 or band.share <= 0 for band in config.timesteps
+    ):
+        raise UserError("timesteps: give at least one band, 0 <= low < high <= 1000, share above 0")
     if min(config.iterations, config.checkpoint_every) < 1:
         raise UserError("iterations and checkpoint_every must be at least 1")
 

@@ -7,7 +7,17 @@ import torch
 from PIL import Image
 
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from models.train_prior import CropSpec, PhotoStore, TrainConfig, Trainer, hybrid_loss, main, train
+from models.train_prior import (
+    CropSpec,
+    PhotoStore,
+    TimestepBand,
+    TrainConfig,
+    Trainer,
+    draw_timesteps,
+    hybrid_loss,
+    main,
+    train,
+)
 from util.checkpoint import load_model, model_config
 from util.errors import UserError
 
@@ -33,6 +43,7 @@ def config(tmp_path) -> TrainConfig:
         data_root=str(photos),
         crops=[CropSpec(16, 2, 0.5), CropSpec(8, 3, 0.5)],
         iterations=6,
+        timesteps=[TimestepBand(0, 1000, 1.0)],
         min_side=40,
         warmup=2,
         checkpoint_every=2,
@@ -131,6 +142,24 @@ def test_another_architecture_is_not_resumed(config, tmp_path):
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
 
 
+def test_timesteps_come_from_the_bands_by_their_shares():
+    bands = [TimestepBand(10, 20, 3.0), TimestepBand(500, 502, 1.0)]
+    t = draw_timesteps(bands, 4000, torch.Generator().manual_seed(0))
+    assert set(t.tolist()) == {*range(10, 20), 500, 501}
+    assert abs((t < 20).float().mean().item() - 0.75) < 0.03
+
+
+def test_initial_weights_are_where_training_starts(config, tmp_path):
+    train(config, CPU)
+    second = dataclasses.replace(
+        config, initial_weights=config.output, run_dir=str(tmp_path / "second")
+    )
+    start = Trainer(second, model_config(config.model_config), CPU)
+    saved = load_model(model_config(config.model_config), config.output)
+    for a, b in zip(start.model.parameters(), saved.parameters()):
+        assert a.requires_grad and torch.equal(a, b)
+
+
 def test_divergence_keeps_the_last_checkpoint(config, tmp_path):
     train(dataclasses.replace(config, iterations=2), CPU)
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
@@ -150,3 +179,6 @@ def test_command_line_errors(config, tmp_path, capsys):
     crops = ["--set", "crops=[{size: 63, batch_size: 1, share: 1}]"]
     assert main([shipped, *crops, "--device", "cpu"]) == 2
     assert "size 63 is not a multiple of 8" in capsys.readouterr().err
+    band = ["--set", "timesteps=[{low: 400, high: 300, share: 1}]"]
+    assert main([shipped, *band, "--device", "cpu"]) == 2
+    assert "0 <= low < high <= 1000" in capsys.readouterr().err
