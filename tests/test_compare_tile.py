@@ -1,0 +1,52 @@
+"""The comparison of `tile` with windows that know nothing of each other."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from guided_diffusion.measurements import OPERATORS, OperatorContext
+from tests.tiny import SIZE, TinyRun
+from util.compare_tile import border_visibility, main, parts
+from util.img_utils import MaskConfig
+from util.randomness import ImageKey
+
+
+@pytest.mark.parametrize("task", ["super_resolution", "inpainting"])
+def test_parts_of_a_measurement_are_the_measurements_of_the_parts(task):
+    x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    x = torch.nn.functional.interpolate(x[..., :2, :3], size=(64, 96), mode="nearest")
+    context = OperatorContext(64, 96, mask=MaskConfig())
+    operator = OPERATORS.get(task)(context=context).bind([ImageKey(0, "x")])
+    found = parts(operator(x), operator, 32)
+    assert len(found) == 6
+    for rows, columns, part, own in found:
+        inner = (..., slice(2, -2), slice(2, -2))  # a window does not see beyond its borders
+        measured = own(x[..., rows, columns])
+        torch.testing.assert_close(measured[inner], part[inner], atol=1e-5, rtol=0)
+
+
+def test_border_visibility_sees_a_step_between_windows():
+    label = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert border_visibility(label, label, 32) == pytest.approx(1)
+    shifted = label.clone()
+    shifted[:, :, 32:] += 1
+    assert border_visibility(shifted, label, 32) > 1.5
+
+
+def test_command_line(tmp_path, capsys):
+    tiny = TinyRun(tmp_path / "tiny")
+    photo = tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (SIZE + 5, 2 * SIZE, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(photo)
+    out = tmp_path / "out"
+    configs = [f"--{name}_config={tiny.folder}/{name}.yaml" for name in ("model", "diffusion")]
+    options = [*configs, "--device=cpu", "--save_dir", str(out)]
+    assert main([str(photo), "--tasks", "inpainting", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["inpainting, windows", "inpainting, tile"]
+    assert Image.open(out / "inpainting.png").size == (4 * 2 * SIZE, SIZE)
+
+    Image.fromarray(pixels[:SIZE, :SIZE]).save(photo)
+    assert main([str(photo), *options]) == 2
+    assert "larger than 64x64" in capsys.readouterr().err

@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""Restore a photograph larger than the model by `tile`, and by windows that know nothing of each
+other, from the same measurement; compare.
+
+    python -m util.compare_tile PHOTOGRAPH --save_dir results/tile
+
+For each task it prints the PSNR of both and how visible the borders between the independent
+windows are in either: the mean jump across these borders over the mean jump between neighbouring
+pixels elsewhere, divided by the same figure of the original (1: no more than chance). The picture
+has a row per task: measurement, independent windows, tile, original.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.dataloader import read_image
+from guided_diffusion.condition_methods import Problem, ProximalSampling
+from guided_diffusion.measurements import OPERATORS, Inpainting, Operator, OperatorContext
+from guided_diffusion.noise_models import GaussianNoise
+from guided_diffusion.precision import PRECISIONS, Execution
+from guided_diffusion.sampling import Prior, build_prior, sample
+from guided_diffusion.tiling import TiledModel, Tiling, distance_factor
+from util.cli import report_errors, resolve_device
+from util.compute_metric import psnr
+from util.errors import UserError
+from util.img_utils import MaskConfig, to_pixels, to_tensor
+from util.randomness import ImageKey, PerImageNoise
+from util.run_config import DiffusionConfig, load_diffusion_config, load_model_config
+
+TASKS = ("super_resolution", "gaussian_blur", "inpainting")
+SIGMA = 0.01  # of the measurement noise, on [-1, 1], as in the published configs
+
+
+def parts(y: Tensor, operator: Operator, size: int) -> list[tuple[slice, slice, Tensor, Operator]]:
+    """The image cut into squares: where each lies, its part of y, and its own operator."""
+    context = replace(operator.context, height=size, width=size)
+    height, width = operator.context.height, operator.context.width
+    shrunk = height // y.shape[-2]
+    found = []
+    for top in range(0, height, size):
+        for left in range(0, width, size):
+            rows, columns = slice(top, top + size), slice(left, left + size)
+            if isinstance(operator, Inpainting):
+                own = Inpainting(context=context, masks=operator.masks[..., rows, columns])
+            else:
+                own = type(operator)(context=context)
+            side = size // shrunk
+            part = y[..., top // shrunk :, left // shrunk :][..., :side, :side]
+            found.append((rows, columns, part, own))
+    return found
+
+
+def border_visibility(x: Tensor, label: Tensor, size: int) -> float:
+    """How visible the borders between squares of `size` pixels are in x [3, H, W] (1: by chance).
+
+    Ratio of the mean jump across borders to the mean jump elsewhere, over the label's ratio.
+    """
+
+    def ratio(image: Tensor) -> float:
+        across, elsewhere = [], []
+        for pixels in (image, image.transpose(-1, -2)):
+            jumps = pixels.diff(dim=-1).abs()
+            at_border = torch.arange(1, pixels.shape[-1]) % size == 0
+            across.append(jumps[..., at_border].flatten())
+            elsewhere.append(jumps[..., ~at_border].flatten())
+        return (torch.cat(across).mean() / torch.cat(elsewhere).mean()).item()
+
+    return ratio(x) / ratio(label)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came out for one task; images [3, H, W]."""
+
+    task: str
+    view: Tensor  # the measurement to look at
+    windows: Tensor
+    tile: Tensor
+
+
+def compare(
+    task: str, label: Tensor, prior: Prior, diffusion: DiffusionConfig, size: int, overlap: int
+) -> Comparison:
+    """Restore `label` [1, 3, H, W], measured by `task`, in both ways with the task's guidance."""
+    key = ImageKey(0, "photograph")
+    height, width = label.shape[-2:]
+    context = OperatorContext(height, width, label.device, mask=MaskConfig())
+    operator = OPERATORS.get(task)(context=context).bind([key])
+    y = GaussianNoise(SIGMA)(operator(label), key.numpy("noise"))
+    method = ProximalSampling(**diffusion.guidance.get(task, {}))
+
+    separate = torch.zeros_like(label)
+    for i, (rows, columns, part, own) in enumerate(parts(y, operator, size)):
+        problem = Problem(part, own, GaussianNoise(SIGMA), prior.diffusion, (3, size, size))
+        noise = PerImageNoise([ImageKey(0, f"window {i}")], label.device)
+        separate[..., rows, columns] = sample(prior, method, problem, noise)
+
+    factor = distance_factor(height, width, size)
+    problem = Problem(
+        y, operator, GaussianNoise(SIGMA), prior.diffusion, (3, height, width), factor
+    )
+    tiled = TiledModel(prior.model, Tiling(height, width, size, overlap))
+    noise = PerImageNoise([key], label.device)
+    together = sample(replace(prior, model=tiled), method, problem, noise)
+    view = operator.view(y)
+    if view.shape[-2:] != label.shape[-2:]:
+        view = torch.nn.functional.interpolate(view, size=(height, width), mode="nearest")
+    return Comparison(task, view[0], separate[0], together[0])
+
+
+def _sheet(images: Sequence[Tensor]) -> Image.Image:
+    """Images [3, H, W] side by side."""
+    return Image.fromarray(to_pixels(torch.cat([image.cpu() for image in images], dim=-1)))
+
+
+@report_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("photograph", help="at least as large as the model's windows; the centre is taken")
+    add("--save_dir", default="results/tile", help="where the pictures go (default: %(default)s)")
+    add("--tasks", nargs="+", default=TASKS, help=f"(default: {' '.join(TASKS)})")
+    add("--model_config", default="configs/demo_model_config.yaml")
+    add("--diffusion_config", default="configs/demo_diffusion_config.yaml")
+    add("--overlap", type=int, help="pixels that windows share (default: a quarter window)")
+    add("--precision", choices=tuple(PRECISIONS), help="of the network")
+    add("--device", default="auto", help="cuda, cuda:N, mps, cpu (default: auto)")
+    args = parser.parse_args(argv)
+
+    device = resolve_device(args.device)
+    model = load_model_config(args.model_config)
+    diffusion = load_diffusion_config(args.diffusion_config)
+    prior = build_prior(model, diffusion, device, Execution(args.precision))
+    size = model.unet.image_size
+    label = to_tensor(read_image(args.photograph))[None].to(device)
+    height, width = (side - side % size for side in label.shape[-2:])
+    if min(height, width) < size or height == width == size:
+        raise UserError(f"{args.photograph}: larger than {size}x{size} is needed to see borders")
+    top, left = (label.shape[-2] - height) // 2, (label.shape[-1] - width) // 2
+    label = label[..., top : top + height, left : left + width]
+
+    folder = Path(args.save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    overlap = size // 4 if args.overlap is None else args.overlap
+    truth = to_pixels(label[0])
+    for task in args.tasks:
+        result = compare(task, label, prior, diffusion, size, overlap)
+        images = [result.view, result.windows, result.tile, label[0]]
+        _sheet(images).save(folder / f"{task}.png")
+        for name, image in (("windows", result.windows), ("tile", result.tile)):
+            _sheet([image]).save(folder / f"{task}_{name}.png")
+            quality = psnr(truth, to_pixels(image))
+            visible = border_visibility(image.clamp(-1, 1).cpu(), label[0].cpu(), size)
+            print(f"{task}, {name}: {quality:.2f} dB, borders {visible:.3f}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
