@@ -29,12 +29,11 @@ from data.dataloader import find_images, read_image
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.precision import lacks
 from guided_diffusion.unet import UNetConfig, UNetModel
+from models.check_prior import print_validation, validation_images, validation_loss
 from util.checkpoint import load_model, load_state, model_config, save_atomically, save_weights
 from util.cli import apply_overrides, report_errors, resolve_device
 from util.config import parse_dataclass, read_yaml
 from util.errors import UserError
-
-VALIDATION_TIMESTEPS = (10, 50, 150, 300, 500, 700, 900)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,25 +279,6 @@ class Trainer:
         self.iteration += 1
 
 
-@torch.no_grad()
-def validation_loss(
-    model: nn.Module, diffusion: GaussianDiffusion, images: Tensor, seed: int = 0
-) -> dict[int, float]:
-    """Mean squared noise error on `images` [N, 3, H, W] at each of VALIDATION_TIMESTEPS."""
-    generator = torch.Generator().manual_seed(seed)
-    losses = {}
-    for timestep in VALIDATION_TIMESTEPS:
-        total = 0.0
-        for image in images:
-            x0 = image[None]
-            t = torch.full((1,), timestep, device=x0.device)
-            eps = torch.randn(x0.shape, generator=generator).to(x0)
-            output = model(diffusion.q_sample(x0, t, eps), t)
-            total += (output[:, :3] - eps).square().mean().item()
-        losses[timestep] = total / len(images)
-    return losses
-
-
 def _check(config: TrainConfig, unet_config: UNetConfig) -> None:
     """UserError for settings that cannot be trained with."""
     unet_config.check()
@@ -333,7 +313,8 @@ def train(config: TrainConfig, device: torch.device) -> Trainer:
     with log_path.open("a", newline="") as log:
         _run(trainer, store, csv.writer(log), log)
     if config.validation_root:
-        _report_validation(trainer, config.validation_root)
+        images = list(validation_images(config.validation_root, multiple, device))
+        print_validation(validation_loss(trainer.ema, trainer.diffusion, images))
     return trainer
 
 
@@ -367,19 +348,6 @@ def _trim_log(path: Path, iteration: int) -> None:
     lines = path.read_text().splitlines(keepends=True)
     kept = [line for i, line in enumerate(lines) if i == 0 or int(line.split(",")[0]) <= iteration]
     path.write_text("".join(kept))
-
-
-def _report_validation(trainer: Trainer, root: str) -> None:
-    images = []
-    for path in find_images(root):
-        pixels = torch.from_numpy(np.asarray(read_image(path)).copy())
-        multiple = trainer.unet_config.size_multiple()
-        height, width = (side - side % multiple for side in pixels.shape[:2])
-        images.append(pixels[:height, :width].permute(2, 0, 1).to(trainer.device) / 127.5 - 1)
-    losses = validation_loss(trainer.ema, trainer.diffusion, images)
-    print("timestep  validation loss (mean squared noise error)")
-    for timestep, loss in losses.items():
-        print(f"{timestep:8d}  {loss:.5f}")
 
 
 @report_errors

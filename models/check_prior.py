@@ -1,0 +1,144 @@
+"""Look at a prior: validation loss by noise level, denoising, unconditional samples.
+
+    python -m models.check_prior --photographs PHOTOGRAPHS --save_dir results/prior
+
+Writes denoising_K.png (a photograph, then pairs of noisy image and x0_hat at rising timesteps) and
+samples_SIZE.png, and prints the mean squared noise error by timestep. The photographs should not
+have been trained on.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from data.dataloader import find_images, read_image
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.sampling import Prior, build_prior
+from util.cli import report_errors, resolve_device
+from util.errors import UserError
+from util.img_utils import to_pixels, to_tensor
+from util.randomness import ImageKey, PerImageNoise
+from util.run_config import load_diffusion_config, load_model_config
+
+VALIDATION_TIMESTEPS = (10, 50, 150, 300, 500, 700, 900)
+DENOISED_TIMESTEPS = (50, 150, 300, 500)
+
+
+def validation_images(root: str, multiple: int, device: torch.device) -> Iterator[Tensor]:
+    """The photographs below `root`, [3, H, W], cut to sides that are multiples of `multiple`."""
+    for path in find_images(root):
+        x = to_tensor(read_image(path))
+        height, width = (side - side % multiple for side in x.shape[1:])
+        yield x[:, :height, :width].to(device)
+
+
+@torch.no_grad()
+def validation_loss(
+    model: nn.Module, diffusion: GaussianDiffusion, images: Sequence[Tensor], seed: int = 0
+) -> dict[int, float]:
+    """Mean squared noise error on `images` [3, H, W] at each of VALIDATION_TIMESTEPS (of 1000)."""
+    generator = torch.Generator().manual_seed(seed)
+    losses = {}
+    for timestep in VALIDATION_TIMESTEPS:
+        total = 0.0
+        for x0 in images:
+            x0 = x0[None]
+            t = torch.full((1,), timestep, device=x0.device)
+            eps = torch.randn(x0.shape, generator=generator).to(x0)
+            output = model(diffusion.q_sample(x0, t, eps), t)
+            total += (output[:, :3] - eps).square().mean().item()
+        losses[timestep] = total / len(images)
+    return losses
+
+
+def print_validation(losses: dict[int, float]) -> None:
+    print("timestep  validation loss (mean squared noise error)")
+    for timestep, loss in losses.items():
+        print(f"{timestep:8d}  {loss:.5f}")
+
+
+@torch.no_grad()
+def denoise(prior: Prior, images: Sequence[Tensor], seed: int = 0) -> list[list[Tensor]]:
+    """For each image: itself, and x_t / sqrt(acp) and x0_hat at each of DENOISED_TIMESTEPS."""
+    diffusion = GaussianDiffusion.create()
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for x0 in images:
+        row = [x0]
+        for timestep in DENOISED_TIMESTEPS:
+            t = torch.full((1,), timestep, device=x0.device)
+            x_t = diffusion.q_sample(x0[None], t, torch.randn(x0.shape, generator=generator).to(x0))
+            step = diffusion.predict(prior.model, x_t, t)
+            row += [x_t[0] / diffusion.alphas_cumprod[timestep] ** 0.5, step.x0_hat[0]]
+        rows.append(row)
+    return rows
+
+
+@torch.no_grad()
+def draw(prior: Prior, count: int, size: int, device: torch.device, seed: int = 0) -> Tensor:
+    """Unconditional samples [count, 3, size, size]."""
+    keys = [ImageKey(seed, f"sample {i}") for i in range(count)]
+    noise, steps = PerImageNoise(keys, device), prior.diffusion.num_timesteps
+    x = noise.normal("start", steps, (3, size, size))
+    for t in reversed(range(steps)):
+        _, move = prior.reverse(x, t)
+        x = move.mean
+        if t:
+            x = x + move.std * noise.normal("step", t, x.shape[1:])
+    return x
+
+
+def sheet(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
+    """Rows of images [3, H, W] of one size as one picture."""
+    return Image.fromarray(np.vstack([np.hstack([to_pixels(x) for x in row]) for row in rows]))
+
+
+@report_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model_config", default="configs/demo_model_config.yaml")
+    add("--diffusion_config", default="configs/diffusion_config.yaml")
+    add("--photographs", help="folder; without it: samples alone")
+    add("--limit", type=int, help="the first N photographs")
+    add("--shown", type=int, default=3, help="photographs denoised (default: 3)")
+    add("--respacing", default="100", help="steps of the samples (default: 100)")
+    add("--sizes", type=int, nargs="+", default=[128, 256], help="of samples (default: 128 256)")
+    add("--count", type=int, default=4, help="samples of each size (default: 4)")
+    add("--save_dir", default="results/prior", help="where the pictures go (default: %(default)s)")
+    add("--device", default="auto", help="cuda, cuda:N, mps, cpu (default: auto)")
+    args = parser.parse_args(argv)
+
+    device = resolve_device(args.device)
+    model = load_model_config(args.model_config)
+    diffusion = replace(
+        load_diffusion_config(args.diffusion_config), timestep_respacing=args.respacing
+    )
+    prior = build_prior(model, diffusion, device)
+    if any(size < 1 or size % prior.size_multiple for size in args.sizes):
+        raise UserError(f"--sizes: multiples of {prior.size_multiple} are needed")
+    folder = Path(args.save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.photographs:
+        images = list(validation_images(args.photographs, prior.size_multiple, device))
+        images = images[: args.limit]
+        print_validation(validation_loss(prior.model, GaussianDiffusion.create(), images))
+        for i, row in enumerate(denoise(prior, images[: args.shown])):
+            sheet([row]).save(folder / f"denoising_{i}.png")
+    for size in args.sizes:
+        samples = draw(prior, args.count, size, device)
+        sheet([samples]).save(folder / f"samples_{size}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
