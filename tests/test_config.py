@@ -69,6 +69,17 @@ def test_demo_guidance_replaces_the_task_scale_and_is_overridden_by_set():
     assert ps.task.conditioning.params == {"scale": 1.0}
 
 
+def test_guidance_brings_its_own_steps():
+    guidance = "diffusion.guidance={super_resolution: {scale: 2.0, timestep_respacing: 7}}"
+    config = load(overrides=[guidance])
+    assert config.diffusion.build().num_timesteps == 7
+    assert config.task.conditioning.params == {"scale": 2.0}
+    other = load("gaussian_deblur", overrides=[guidance])
+    assert other.diffusion.build().num_timesteps == 1000
+    override = "diffusion.timestep_respacing=9"
+    assert load(overrides=[guidance, override]).diffusion.build().num_timesteps == 9
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -90,6 +101,8 @@ def test_demo_guidance_replaces_the_task_scale_and_is_overridden_by_set():
         (["task.measurement.noise.sigma=.nan"], "sigma: expected a number"),
         (["diffusion.guidance={blur: {}}"], 'guidance: unknown operator "blur"'),
         (["diffusion.guidance={noise: {s: 1}}"], 'unknown key "s"'),
+        (["diffusion.guidance={noise: {timestep_respacing: 5000}}"], "cannot keep"),
+        (["diffusion.guidance={noise: {timestep_respacing: [5]}}"], "timestep_respacing: expected"),
         (["task.conditioning.method=dpp"], 'conditioning method "dpp" .did you mean "dpps"'),
         (["task.conditioning.params.scale=high"], "scale: expected a number, got 'high'"),
         (["task.conditioning.params.init=zero"], 'init: unknown value "zero".*known: aligned'),

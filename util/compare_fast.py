@@ -2,6 +2,7 @@
 
 import argparse
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,12 +47,13 @@ def compare_fast(args: argparse.Namespace, device: torch.device) -> dict[str, An
     fast = build_prior(model, diffusion, device, execution)
     figures: dict[str, Any] = {"images": len(names), "seeds": args.seeds}
     for task in args.tasks:
-        params = diffusion.guidance.get(task, {})
+        guided, params = diffusion.guided(task)
+        priors = [replace(prior, diffusion=guided.build()) for prior in (exact, fast)]
         differences = []
         for name in names:
             label = dataset.load(name)[None].to(device)
             pairs = [
-                [_psnr(prior, task, params, label, ImageKey(seed, name)) for prior in (exact, fast)]
+                [_psnr(prior, task, params, label, ImageKey(seed, name)) for prior in priors]
                 for seed in range(args.seeds)
             ]
             differences.append(statistics.fmean(b - a for a, b in pairs))

@@ -94,7 +94,8 @@ def compare(
     context = OperatorContext(height, width, label.device, mask=MaskConfig())
     operator = OPERATORS.get(task)(context=context).bind([key])
     y = GaussianNoise(SIGMA)(operator(label), key.numpy("noise"))
-    method = ProximalSampling(**diffusion.guidance.get(task, {}))
+    guided, params = diffusion.guided(task)
+    prior, method = replace(prior, diffusion=guided.build()), ProximalSampling(**params)
 
     separate = torch.zeros_like(label)
     for i, (rows, columns, part, own) in enumerate(parts(y, operator, size)):

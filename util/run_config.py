@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,15 @@ class DiffusionConfig:
     rescale_timesteps: bool = False
     timestep_respacing: int | str = ""
     eta: float = 0.0  # of the ddim sampler
-    # conditioning.params that belong to this number of steps, by operator; they replace those of
-    # a dpps task config
+    # What a dpps task uses here, by operator: conditioning.params, which replace those of the task
+    # config, and timestep_respacing, which replaces the one above
     guidance: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def guided(self, operator: str) -> tuple["DiffusionConfig", dict[str, Any]]:
+        """The config and the conditioning.params of a dpps task with this operator."""
+        params = dict(self.guidance.get(operator, {}))
+        respacing = params.pop("timestep_respacing", self.timestep_respacing)
+        return replace(self, timestep_respacing=respacing), params
 
     def build(self) -> GaussianDiffusion:
         """The diffusion process."""
@@ -108,8 +114,7 @@ def load_run_config(
     apply_overrides(wanted, overrides)
     _drop_params_of_another_method(raw["task"], wanted["task"])
     if _applies(wanted["diffusion"], wanted["task"]):
-        conditioning = raw["task"].setdefault("conditioning", {})
-        conditioning["params"] = _with_guidance(wanted, conditioning)
+        _guide(raw, wanted)
     apply_overrides(raw, overrides)
     config = RunConfig(
         _parse_model(raw["model"], str(model_path)),
@@ -160,9 +165,14 @@ def _parse_diffusion(raw: dict[str, Any], where: str) -> DiffusionConfig:
             f"{where}: steps: {config.steps} is too few for the {config.noise_schedule} schedule; "
             "leave steps at 1000 and choose fewer with timestep_respacing"
         )
-    for name, params in config.guidance.items():
+    for name, given in config.guidance.items():
+        at = f"{where}: guidance: {name}"
         OPERATORS.get(name, f"{where}: guidance")
-        parse_component(CONDITIONING, "dpps", params, f"{where}: guidance: {name}")
+        if "timestep_respacing" in given:
+            convert(given["timestep_respacing"], int | str, f"{at}: timestep_respacing")
+        guided, params = config.guided(name)
+        parse_component(CONDITIONING, "dpps", params, at)
+        guided.build()
     config.build()  # a respacing that cannot be done is found here, not after the loading
     return config
 
@@ -190,13 +200,13 @@ def _applies(diffusion: dict[str, Any], task: dict[str, Any]) -> bool:
     return guided and conditioning.get("method") == "dpps"
 
 
-def _with_guidance(wanted: dict[str, Any], conditioning: dict[str, Any]) -> dict[str, Any]:
-    """The conditioning.params with the guidance of the wanted operator."""
-    operator = wanted["task"]["measurement"]["operator"]["name"]
-    return {
-        **(conditioning.get("params") or {}),
-        **wanted["diffusion"]["guidance"][operator],
-    }
+def _guide(raw: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Write the guidance of the wanted operator into the sections that it concerns."""
+    given = dict(wanted["diffusion"]["guidance"][wanted["task"]["measurement"]["operator"]["name"]])
+    if "timestep_respacing" in given:
+        raw["diffusion"]["timestep_respacing"] = given.pop("timestep_respacing")
+    conditioning = raw["task"].setdefault("conditioning", {})
+    conditioning["params"] = {**(conditioning.get("params") or {}), **given}
 
 
 _TASK_KEYS = {"conditioning", "data", "measurement"}
