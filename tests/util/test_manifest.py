@@ -4,6 +4,7 @@ import os
 import pytest
 
 from util.errors import UserError
+from util.hashing import settings_hash
 from util.manifest import (
     Manifest,
     Record,
@@ -11,7 +12,6 @@ from util.manifest import (
     forget,
     read_records,
     same_source,
-    settings_hash,
     source_mark,
 )
 
