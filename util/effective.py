@@ -17,24 +17,23 @@ from util.registry import ConfigKey, Registry
 from util.run_config import DiffusionConfig, RunConfig
 
 _MEMORY_KEYS = {"use_checkpoint"}  # model keys that trade memory for time
-_PLACES = {"root"}  # data keys that say where the images lie, not which they are
+_NOT_READ = {"root"}  # folders of images: what they hold is known image by image
 
 
 def effective_settings(config: RunConfig) -> dict[str, Any]:
     """The three configs with every key, those that are left out with their defaults.
 
     Files that settings name (kernel, mask) are replaced by marks of what they hold. The folder
-    of the images is not among the settings, and of the checkpoint neither path nor content.
+    of the images stands as it is written; the checkpoint is not among the settings.
     """
     task = config.task
-    data = _component(DATASETS, task.data)
     method = task.conditioning
     return {
         "model": _model(config.model.unet),
         "diffusion": _diffusion(config.diffusion),
         "task": {
             "conditioning": {"method": method.name, "params": _params(CONDITIONING, method)},
-            "data": {k: v for k, v in data.items() if k not in _PLACES},
+            "data": _component(DATASETS, task.data),
             "operator": _component(OPERATORS, task.operator),
             "noise": _component(NOISES, task.noise),
             "mask_opt": None if task.mask_opt is None else _mask(task.mask_opt),
@@ -76,12 +75,14 @@ def _contents(settings: Mapping[str, Any], keys: Mapping[str, ConfigKey]) -> dic
 
 
 def _is_path(key: ConfigKey, value: Any) -> bool:
-    """Whether the value names something on the disk. Literals are words, whatever lies in the
-    working folder under their name; the places of images are not read."""
+    """Whether the value names something on the disk whose content counts.
+
+    Literals ("crop") are words, whatever lies in the working folder under their name.
+    """
     free_text = key.type is Any or str in (key.type, *get_args(key.type))
     return (
         free_text
-        and key.name not in _PLACES
+        and key.name not in _NOT_READ
         and isinstance(value, str)
         and value != ""
         and Path(value).exists()

@@ -20,6 +20,8 @@ from util.restoration import Settings
 from util.results import Results
 from util.run_config import RunConfig
 
+_PLACES = {"name", "root"}  # data keys that say where the images lie, not which they are
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -40,7 +42,7 @@ def result_settings(
     """
     effective = effective_settings(config)
     model, task = effective["model"], effective["task"]
-    data = {k: v for k, v in task["data"].items() if k != "name"}
+    data = {k: v for k, v in task["data"].items() if k not in _PLACES}
     arrays = {stem: array_mark(a) for stem, a in operator.saved().items()}
     return {
         "seed": settings.seed,

@@ -62,9 +62,8 @@ def test_every_timestep_is_every_step(settings):
     assert left_out != settings()
 
 
-def test_places_and_memory_do_not_count(settings):
-    same = ("task.data.root=elsewhere", "model.model_path=b.pt", "model.use_checkpoint=True")
-    assert settings(*same) == settings()
+def test_memory_and_the_checkpoint_do_not_count(settings):
+    assert settings("model.model_path=b.pt", "model.use_checkpoint=True") == settings()
 
 
 def test_files_are_known_by_their_content(settings, tmp_path):
@@ -75,8 +74,15 @@ def test_files_are_known_by_their_content(settings, tmp_path):
     assert a != c
 
 
+def test_the_folder_of_images_is_not_read(settings, tmp_path):
+    before = settings()
+    (tmp_path / "images").mkdir()
+    assert settings() == before
+    assert settings("task.data.root=elsewhere") != before
+
+
 def test_words_are_not_files_that_have_their_name(settings, tmp_path):
     before = settings()
-    for name in ("crop", "aligned", "adaptive", "images"):
+    for name in ("crop", "aligned", "adaptive"):
         (tmp_path / name).mkdir()
     assert settings() == before

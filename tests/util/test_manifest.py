@@ -58,10 +58,6 @@ def test_settings_of_a_folder(tmp_path):
     assert not check_settings(tmp_path, {"seed": 0})
 
 
-def test_tuples_and_lists_are_the_same_setting():
-    assert settings_hash({"a": (1, 2)}) == settings_hash(json.loads(json.dumps({"a": (1, 2)})))
-
-
 def test_source_is_known_by_its_content(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"pixels")

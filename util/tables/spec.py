@@ -128,16 +128,16 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """Hash of everything that decides the results, the photographs and the seed aside."""
+        """Hash of everything that decides the results, the photographs and the seed aside.
+
+        The folder of the photographs counts: equal names in two are not the same photographs.
+        """
         effective = effective_settings(self.config)
-        task, data = effective["task"], self.config.task.data
-        # Equal names in two folders are not the same photographs.
-        task["data"]["root"] = data.params.get("root")
         if self.row.method:
             effective["weights"] = _weights(self.config.model.model_path)
         else:
             # A baseline depends on the measurement alone, so tables share it.
-            del task["conditioning"]
+            task = {k: v for k, v in effective["task"].items() if k != "conditioning"}
             size = self.config.model.unet.image_size
             effective = {"task": task, "baseline": self.row.baseline, "image_size": size}
         return settings_hash({**effective, "measurement_seed": self.measurement_seed})
