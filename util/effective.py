@@ -52,7 +52,7 @@ def _model(unet: UNetConfig) -> dict[str, Any]:
 
 def _diffusion(diffusion: DiffusionConfig) -> dict[str, Any]:
     settings = dataclasses.asdict(diffusion)
-    del settings["guidance"]  # what applies of it stands in conditioning
+    del settings["guidance"]  # what applies of it stands in the other keys and in conditioning
     settings["timestep_respacing"] = str(diffusion.timestep_respacing or diffusion.steps)
     return settings
 
