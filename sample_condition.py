@@ -94,7 +94,7 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
 
     def begin() -> Plan:
         precision = prior.model.execution.precision
-        pixels = result_settings(config, settings, restoration.operator, precision)
+        pixels = result_settings(config, settings, dataset, restoration.operator, precision)
         plan = make_plan(results, pixels, dataset, names, args.overwrite)
         command = {
             "seed": args.seed,

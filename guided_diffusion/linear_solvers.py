@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from guided_diffusion.measurements import LinearOperator
+    from guided_diffusion.operator_base import LinearOperator
 
 # Relative to the largest singular value: smaller ones count as zero. Below it the pseudo-inverse
 # would multiply measurement noise by more than a thousand.

@@ -6,7 +6,6 @@ whose keyword arguments are its config keys.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,128 +14,22 @@ from scipy.fft import next_fast_len
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from guided_diffusion.linear_solvers import (
-    CUTOFF,
-    SeparableFactors,
-    Spectrum,
-    diagonal_spectrum,
+from guided_diffusion.linear_solvers import CUTOFF, Spectrum, diagonal_spectrum
+from guided_diffusion.operator_base import (
+    OPERATORS,
+    LinearOperator,
+    Operator,
+    OperatorContext,
+    SeparableOperator,
 )
 from motionblur.motionblur import motion_kernel
-from util.errors import UnsupportedError, UserError
-from util.img_utils import MaskConfig, random_mask, read_array, read_mask
+from util.errors import UserError
+from util.img_utils import random_mask, read_array, read_mask
 from util.logger import get_logger
 from util.randomness import ImageKey, numpy_stream
-from util.registry import Registry
 from util.resizer import bicubic_matrix, filter_matrix
 
 _KERNEL_SUM_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class OperatorContext:
-    """What the program tells an operator: the images it will see and where they live."""
-
-    height: int
-    width: int
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32
-    seed: int = 0  # of what is drawn once per run (motion kernel)
-    mask: MaskConfig | None = None  # the task's mask_opt
-
-    def tensor(self, array: np.ndarray) -> Tensor:
-        return torch.as_tensor(np.ascontiguousarray(array), dtype=self.dtype, device=self.device)
-
-
-class Operator:
-    """A differentiable measurement operator A."""
-
-    linear = False
-    measures_images = True  # whether y is an image that sampling can start from
-
-    def __init__(self, context: OperatorContext) -> None:
-        self.context = context
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """A(x)."""
-        raise NotImplementedError
-
-    def bind(self, keys: Sequence[ImageKey]) -> "Operator":
-        """The operator for one batch of images; most are the same for all."""
-        return self
-
-    def initial(self, y: Tensor) -> Tensor | None:
-        """An image [B, 3, H, W] to start the aligned initialisation from; None: there is none."""
-        return y
-
-    def project(self, x: Tensor, y: Tensor) -> Tensor:
-        """x moved towards the images that measure as y (projection and MCG methods)."""
-        raise NotImplementedError
-
-    def view(self, y: Tensor) -> Tensor:
-        """Measurements [B, ...] as images in [-1, 1] to look at."""
-        return y
-
-    def saved(self) -> dict[str, np.ndarray]:
-        """Arrays of the run (kernel) to keep beside the results, by file name stem."""
-        return {}
-
-    def saved_per_image(self) -> list[dict[str, np.ndarray]]:
-        """Arrays of each image of a bound batch (mask), by file name stem."""
-        return []
-
-
-class LinearOperator(Operator):
-    """A linear operator; candidates are scored on A(noise) alone."""
-
-    linear = True
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """A^T y, the exact transpose of the forward computation."""
-        shape = (*y.shape[:-2], self.context.height, self.context.width)
-        x = torch.zeros(shape, dtype=y.dtype, device=y.device, requires_grad=True)
-        with torch.enable_grad():
-            return torch.autograd.grad(self(x), x, y)[0]
-
-    def spectrum(self, cutoff: float = CUTOFF) -> Spectrum | None:
-        """Singular values and bases; None where they are not known in closed form.
-
-        Values up to `cutoff` times the largest count as zero.
-        """
-        return None
-
-    def pseudo_inverse(self, y: Tensor, cutoff: float = CUTOFF) -> Tensor:
-        """A^+ y in closed form; UserError for operators that have none."""
-        spectrum = self.spectrum(cutoff)
-        if spectrum is None:
-            raise UnsupportedError(
-                f"{type(self).__name__}: no pseudo-inverse is known for this operator"
-            )
-        return spectrum.pseudo_inverse(y)
-
-    def project(self, x: Tensor, y: Tensor) -> Tensor:
-        return x - self.adjoint(self(x) - y)
-
-
-class SeparableOperator(LinearOperator):
-    """A x = R x C^T: one small matrix for the rows, one for the columns."""
-
-    def __init__(self, context: OperatorContext, rows: np.ndarray, columns: np.ndarray) -> None:
-        super().__init__(context)
-        self.rows, self.columns = context.tensor(rows), context.tensor(columns)
-        self._columns_t = self.columns.T.contiguous()
-        self._factors = SeparableFactors(self.rows, self.columns)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.rows @ x @ self._columns_t
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.rows.T @ y @ self.columns
-
-    def spectrum(self, cutoff: float = CUTOFF) -> Spectrum:
-        return self._factors.spectrum(cutoff)
-
-
-OPERATORS: Registry[Operator] = Registry("operator", frozenset({"context"}))
 
 
 @OPERATORS.register("noise")

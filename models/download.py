@@ -7,8 +7,6 @@ An interrupted download goes on where it stopped when the command is repeated. T
 under its name only after its SHA-256 was checked.
 """
 
-import argparse
-import hashlib
 import http.client
 import os
 import sys
@@ -19,8 +17,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from util.cli import report_errors
+from util.cli import command_parser, report_errors
 from util.errors import UserError
+from util.hashing import file_hash
 
 SOURCE = "https://huggingface.co/deepinv/diffunet/resolve/main"
 _CHUNK = 1 << 20
@@ -56,14 +55,6 @@ CHECKPOINTS = {
 }
 
 
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def download(checkpoint: Checkpoint, folder: Path, source: str = SOURCE) -> Path:
     """Fetch `checkpoint` into `folder` unless it is there and whole; returns its path.
 
@@ -72,7 +63,7 @@ def download(checkpoint: Checkpoint, folder: Path, source: str = SOURCE) -> Path
     """
     target = folder / checkpoint.local
     if target.exists():
-        if sha256_of(target) == checkpoint.sha256:
+        if file_hash(target) == checkpoint.sha256:
             return target
         raise UserError(
             f"{target}: exists, but is not the published file (SHA-256 differs); move it away "
@@ -89,7 +80,7 @@ def download(checkpoint: Checkpoint, folder: Path, source: str = SOURCE) -> Path
             f"{url}: {reason}; repeat the command to go on where it stopped, or fetch the file by "
             f"other means and put it at {target}"
         ) from None
-    if part.stat().st_size != checkpoint.size or sha256_of(part) != checkpoint.sha256:
+    if part.stat().st_size != checkpoint.size or file_hash(part) != checkpoint.sha256:
         part.unlink()
         raise UserError(
             f"{url}: what arrived is not the published file (SHA-256 differs) and was removed; "
@@ -122,16 +113,15 @@ def _fetch(url: str, part: Path, size: int) -> None:
 
 @report_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("name", choices=sorted(CHECKPOINTS), help="which checkpoint")
     parser.add_argument(
-        "--folder", type=Path, default=Path(__file__).parent, help="where to put it (models/)"
+        "--folder",
+        type=Path,
+        default=Path(__file__).parent,
+        help="where to put it (default: models/)",
     )
-    parser.add_argument(
-        "--source", default=SOURCE, help="folder URL of a mirror (default: %(default)s)"
-    )
+    parser.add_argument("--source", default=SOURCE, help="folder URL of a mirror")
     args = parser.parse_args(argv)
     checkpoint = CHECKPOINTS[args.name]
     path = download(checkpoint, args.folder, args.source)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from guided_diffusion.condition_methods import ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.unet import UNetConfig
 from util import benchmark
@@ -43,7 +44,7 @@ def test_flops_of_the_published_networks(width, blocks, attention, gflop):
 
 def test_the_mean_step_has_about_the_mean_number_of_candidates():
     step, mean = benchmark.mean_step(GaussianDiffusion.create())
-    method = benchmark.ProximalSampling()
+    method = ProximalSampling()
     assert 10 < mean < 25
     assert abs(method.num_candidates(GaussianDiffusion.create(), step) - mean) <= 1
 

@@ -119,6 +119,17 @@ def test_help_has_defaults_and_examples():
         assert text in shown.stdout
 
 
+def test_help_shows_defaults_where_there_are_any(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "150")
+    with pytest.raises(SystemExit):
+        run("--help")
+    text = capsys.readouterr().out
+    assert "seed of all random numbers (default: 0)" in text
+    assert "of the network (default: the model config's)" in text
+    for nothing in ("None", "False", "[]"):
+        assert f"(default: {nothing})" not in text
+
+
 def test_the_published_command_without_its_checkpoint(tmp_path, images):
     shown = subprocess.run(
         [

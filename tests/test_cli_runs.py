@@ -214,6 +214,18 @@ def test_other_settings_are_refused(tiny, images, whole, tmp_path, capsys):
     assert result_files(folder) != expected
 
 
+def test_stated_defaults_are_not_other_settings(tiny, images, whole, tmp_path, capsys):
+    folder = tmp_path / "results"
+    shutil.copytree(whole, folder)
+    defaults = ["task.data.overlap=16", "task.conditioning.params.init=aligned"]
+    stated = ["--fit=crop", *(f"--set={d}" for d in defaults)]
+    assert sample_condition.main(tiny.arguments(images, folder, *stated)) == 0
+    assert len(records(folder)) == len(NAMES)  # nothing was done again
+    other = tiny.arguments(images, folder, "--fit=resize")
+    assert sample_condition.main(other) == 2
+    assert "task.data.fit: crop there, resize now" in capsys.readouterr().err
+
+
 def test_other_weights_are_refused(tiny, images, whole, tmp_path, capsys):
     folder = tmp_path / "results"
     shutil.copytree(whole, folder)

@@ -121,6 +121,11 @@ def linear_operators(context: OperatorContext) -> list[LinearOperator]:
     return [operator.bind([ImageKey(0, "a"), ImageKey(0, "b")]) for operator in made]
 
 
+def test_config_keys_are_what_a_config_can_say():
+    assert set(OPERATORS.keys("inpainting")) == set()  # its masks come from mask_opt
+    assert set(OPERATORS.keys("motion_blur")) == {"kernel_size", "intensity", "kernel"}
+
+
 @pytest.mark.parametrize("index", range(5))
 def test_adjoint(index):
     context = OperatorContext(64, 80, dtype=torch.float64, mask=MaskConfig())

@@ -221,6 +221,22 @@ def test_the_key_knows_what_decides_a_result(table):
     assert keys(set=["diffusion.timestep_respacing=5"])[1] != method
     assert keys(set=["task.measurement.noise.sigma=0.5"])[0] != baseline
     assert keys(set=[], measurement_seed=3)[1] != method
+    stated = ["task.data.fit=crop", "task.measurement.noise.sigma=1e-2", "diffusion.sampler=ddpm"]
+    assert keys(set=stated, measurement_seed=None) == (baseline, method)
+    folder = [f"task.data.root={table.parent}"]  # not asked whether it holds the same
+    assert baseline not in keys(set=folder)
+    assert method not in keys(set=folder)
+
+
+def test_the_key_knows_the_weights_and_not_their_path(table):
+    def key(name):
+        weights = [f"model.model_path={table.parent / name}"]
+        return build_cells(load_spec(change(table, set=weights)))[2][0].key
+
+    (table.parent / "same.pt").write_bytes((table.parent / "net.pt").read_bytes())
+    torch.save(golden_data.network(MODEL, 1).state_dict(), table.parent / "other.pt")
+    assert key("same.pt") == key("net.pt")
+    assert key("other.pt") != key("net.pt")
 
 
 def test_steadiness_over_five_seeds_of_one_measurement(table):

@@ -4,20 +4,14 @@ import argparse
 import json
 
 from guided_diffusion.precision import PRECISIONS
+from util.cli import add_set, command_parser
 from util.errors import UserError
 from util.run_config import RunConfig, load_run_config
 
 
 def parse_args(argv: list[str] | None, text: str) -> argparse.Namespace:
     """Checked arguments; `text` is the program's docstring, one line and then examples."""
-
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    description, _, examples = text.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=examples, formatter_class=Formatter
-    )
+    parser = command_parser(text)
     _add_config(parser.add_argument_group("what to do"))
     _add_images(parser.add_argument_group("images and measurements"))
     _add_running(parser.add_argument_group("how to run"))
@@ -40,14 +34,7 @@ def _add_config(group: argparse._ArgumentGroup) -> None:
     add("--model_config", required=True, metavar="FILE", help="network and checkpoint")
     add("--diffusion_config", required=True, metavar="FILE", help="process and sampler")
     add("--task_config", required=True, metavar="FILE", help="operator, noise, method, data")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        dest="overrides",
-        help="override a config key, SECTION model, diffusion or task; repeatable",
-    )
+    add_set(group)
     add("--seed", type=int, default=0, help="seed of all random numbers")
 
 

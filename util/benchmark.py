@@ -14,198 +14,37 @@ a machine that does nothing else.
 import argparse
 import json
 import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from guided_diffusion.condition_methods import Problem, ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.measurements import OPERATORS, Operator, OperatorContext
-from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.precision import PRECISIONS, Execution, accelerate, fastest_precision
 from guided_diffusion.sampling import Prior
-from guided_diffusion.unet import UNetConfig, UNetModel
+from guided_diffusion.unet import UNetModel
 from util.batching import is_out_of_memory
+from util.benchmark_case import (
+    Case,
+    Clock,
+    count_gflop,
+    mean_step,
+    measure_peak,
+    medians,
+    plain_case,
+    random_network,
+)
+from util.benchmark_deepinv import time_deepinv
+from util.benchmark_operators import compare_operators
 from util.benchmark_report import Report, Row, format_row, header
-from util.checkpoint import freeze, model_config
-from util.cli import report_errors, resolve_device
+from util.checkpoint import model_config
+from util.cli import add_device, command_parser, report_errors, resolve_device
+from util.compare_fast import compare_fast
 from util.errors import UserError
-from util.img_utils import MaskConfig
-from util.randomness import ImageKey, PerImageNoise
 
 TASKS = ("super_resolution", "gaussian_blur", "motion_blur", "inpainting")
-
-
-class Clock:
-    """Times functions on a device, waiting for it to finish."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def wait(self) -> None:
-        if self.device.type in ("cuda", "mps"):
-            getattr(torch, self.device.type).synchronize()
-
-    def ms(self, function: Callable[[], object]) -> float:
-        self.wait()
-        started = time.perf_counter()
-        function()
-        self.wait()
-        return 1e3 * (time.perf_counter() - started)
-
-    def reset_peak(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        elif Path("/proc/self/clear_refs").exists():
-            Path("/proc/self/clear_refs").write_text("5")
-
-    def peak_gib(self) -> float | None:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**30
-        status = Path("/proc/self/status")
-        lines = status.read_text().splitlines() if status.exists() else []
-        kib = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
-        return kib[0] / 2**20 if kib and self.device.type == "cpu" else None
-
-
-def medians(
-    clock: Clock, functions: dict[str, Callable[[], object]], repeats: int
-) -> dict[str, float]:
-    """Median milliseconds of each function, timed in turn after one untimed call of each."""
-    for function in functions.values():
-        function()
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            times[name].append(clock.ms(function))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def count_gflop(config: UNetConfig, size: int) -> float:
-    """GFLOP of one forward and backward (to the input) pass for one image, 2 per multiply-add."""
-    with torch.device("meta"):
-        network = freeze(UNetModel(config))
-        network.set_precision(torch.float32)
-        x = torch.zeros(1, 3, size, size, requires_grad=True)
-        t = torch.zeros(1, dtype=torch.int64)
-        with FlopCounterMode(display=False) as counter:
-            output = network(1 * x, t)  # the counter cannot follow a leaf
-            torch.autograd.grad(output, x, torch.ones_like(output))
-    return counter.get_total_flops() / 1e9
-
-
-def measure_peak(clock: Clock, repeats: int = 5) -> float:
-    """TFLOP/s of a large bf16 matrix product, the best of some."""
-    n = 8192 if clock.device.type == "cuda" else 1536
-    a = torch.randn(n, n, device=clock.device, dtype=torch.bfloat16)
-    a @ a
-    return 2 * n**3 / min(clock.ms(lambda: a @ a) for _ in range(repeats)) / 1e9
-
-
-def random_network(config: UNetConfig) -> UNetModel:
-    """A network with random weights, those that start at zero included."""
-    torch.manual_seed(0)
-    network = UNetModel(config)
-    for parameter in network.parameters():
-        if parameter.ndim > 1 and not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.02)
-    network.set_precision(torch.float32)
-    return freeze(network)
-
-
-def build_operator(task: str, size: int, device: torch.device) -> Operator:
-    """The operator of a published task."""
-    mask = MaskConfig(mask_type="random", mask_prob_range=(0.7, 0.9))
-    context = OperatorContext(size, size, device, mask=mask)
-    return OPERATORS.get(task)(context=context)
-
-
-@dataclass
-class Case:
-    """One task at one batch size: what a step needs."""
-
-    task: str
-    prior: Prior
-    batch: int
-    size: int
-    device: torch.device
-
-    def __post_init__(self) -> None:
-        keys = [ImageKey(0, str(i)) for i in range(self.batch)]
-        self.noise = PerImageNoise(keys, self.device)
-        operator = build_operator(self.task, self.size, self.device).bind(keys)
-        self.method = ProximalSampling()
-        self.x = torch.randn(self.batch, 3, self.size, self.size, device=self.device)
-        y = operator(self.x)
-        shape = (3, self.size, self.size)
-        self.problem = Problem(y, operator, GaussianNoise(), self.prior.diffusion, shape)
-
-    def step(self, t: int) -> Tensor:
-        return self.method.step(self.prior.reverse, self.x, t, self.problem, self.noise).x
-
-    def parts(self, t: int, last: int) -> dict[str, Callable[[], object]]:
-        """The parts of a step as functions; called in this order, each finds what it needs."""
-        held: dict[str, Tensor] = {}
-
-        def forward() -> None:
-            held["x"] = self.x.detach().requires_grad_()
-            held["prior"], held["move"] = self.prior.reverse(held["x"], t)
-
-        def operator() -> None:
-            x0_hat = held["prior"].x0_hat.detach().requires_grad_()
-            distance = self.problem.distance(x0_hat)
-            held["g"] = torch.autograd.grad(distance.sum(), x0_hat)[0]
-
-        def backward() -> None:
-            torch.autograd.grad(held["prior"].x0_hat, held["x"], held["g"])
-
-        def candidates(step: int) -> None:
-            n = self.method.num_candidates(self.prior.diffusion, step)
-            move, eps = held["move"], held["prior"].eps.detach()
-            args = (move.mean.detach(), move.std.detach(), eps, self.x, step, n)
-            with torch.no_grad():
-                self.method.choose(*args, self.problem, self.noise)
-
-        return {
-            "forward": forward,
-            "operator": operator,
-            "backward": backward,
-            "candidates": lambda: candidates(t),
-            "last_candidates": lambda: candidates(last),
-        }
-
-
-def plain_case(case: Case, network: UNetModel):
-    """The plain loop on the same task; None where the tests are not installed."""
-    try:
-        from tests import plain_loop as plain
-    except ImportError:
-        return None
-    dense = {
-        "super_resolution": lambda: plain.GatherBicubic(case.size, 4, case.device),
-        "inpainting": lambda: case.problem.operator,
-    }
-    kernel = case.problem.operator.saved().get("kernel")
-    operator = dense.get(case.task, lambda: plain.DenseBlur(kernel, case.device))()
-    diffusion = case.prior.diffusion
-    timesteps, betas = diffusion.timesteps, diffusion.betas
-    y = case.problem.y[:1]
-    return plain.PlainLoop(network, timesteps, betas, operator, y, case.method.scale)
-
-
-def mean_step(diffusion: GaussianDiffusion) -> tuple[int, float]:
-    """The step whose number of candidates is nearest the mean over the run, and that mean."""
-    method = ProximalSampling()
-    numbers = [method.num_candidates(diffusion, t) for t in range(1, diffusion.num_timesteps)]
-    mean = statistics.fmean(numbers)
-    return 1 + min(range(len(numbers)), key=lambda i: abs(numbers[i] - mean)), mean
 
 
 class Benchmark:
@@ -314,8 +153,6 @@ class Benchmark:
             row.speedup = row.images_per_hour / plain.images_per_hour
 
     def _deepinv(self) -> None:
-        from util.benchmark_deepinv import time_deepinv
-
         note = time_deepinv(self.config, self.size, self.device, self.clock, self.args.repeats)
         self.report.notes.append(note)
 
@@ -325,13 +162,16 @@ def _list(kind: Callable) -> Callable[[str], list]:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
-    add("--model_config", default="configs/demo_model_config.yaml", metavar="FILE")
+    add(
+        "--model_config",
+        default="configs/demo_model_config.yaml",
+        metavar="FILE",
+        help="the network",
+    )
     add("--image_size", type=int, metavar="S", help="side (default: the model config's)")
-    add("--device", default="auto", help="cuda, cuda:N, mps, cpu, or auto")
+    add_device(parser)
     add("--threads", type=int, metavar="N", help="CPU threads")
     add("--tasks", type=_list(str), default=list(TASKS), help="comma list (default: all four)")
     add("--batch_sizes", type=_list(int), default=[1], help="comma list (default: 1)")
@@ -341,15 +181,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help='comma list of precisions, each with "+compile" or not (default: fp32 and the '
         "device's fastest)",
     )
-    add("--repeats", type=int, default=3, help="timed steps a row, the median counts (default: 3)")
+    add("--repeats", type=int, default=3, help="timed steps a row, the median counts")
     add("--no_plain", action="store_true", help="leave the plain loop out")
     add("--json", metavar="FILE", help="write the figures there as well")
     add("--operators", action="store_true", help="the operators on 50 candidates, nothing else")
     add("--compare_fast", action="store_true", help="PSNR of --fast against fp32, and nothing else")
-    add("--diffusion_config", default="configs/demo_diffusion_config.yaml", metavar="FILE")
-    add("--data_root", metavar="DIR", help="--compare_fast: photographs")
-    add("--limit", type=int, default=16, help="--compare_fast: photographs (default: 16)")
-    add("--seeds", type=int, default=3, help="--compare_fast: seeds (default: 3)")
+    add(
+        "--diffusion_config",
+        default="configs/demo_diffusion_config.yaml",
+        metavar="FILE",
+        help="--compare_fast: process and sampler",
+    )
+    add("--data_root", metavar="DIR", help="--compare_fast: folder of photographs")
+    add("--limit", type=int, default=16, help="--compare_fast: number of photographs")
+    add("--seeds", type=int, default=3, help="--compare_fast: number of seeds")
     args = parser.parse_args(argv)
     for task in args.tasks:
         if task not in TASKS:
@@ -373,12 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.compare_fast:
-        from util.compare_fast import compare_fast
-
         figures = compare_fast(args, device)
     elif args.operators:
-        from util.benchmark_operators import compare_operators
-
         size = args.image_size or model_config(args.model_config).image_size
         figures = compare_operators(args, size, device)
     else:

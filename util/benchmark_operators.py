@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from util.benchmark_case import Clock, build_operator, medians
 from util.errors import UserError
 from util.randomness import CANDIDATE_BLOCK
 
@@ -11,8 +12,6 @@ from util.randomness import CANDIDATE_BLOCK
 def compare_operators(args, size: int, device: torch.device, count: int = 50) -> dict[str, Any]:
     """Print and return milliseconds for A on `count` candidates, in blocks as the sampler has
     them, and for the dense form on all at once; no gradients."""
-    from util.benchmark import Clock, build_operator, medians
-
     try:
         from tests.plain_loop import DenseBlur, GatherBicubic
     except ImportError:

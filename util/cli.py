@@ -1,5 +1,6 @@
 """What the command lines of this project share."""
 
+import argparse
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,46 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
             return 2
 
     return wrapper
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Examples as they are written; defaults where there is one and the help does not say it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default, text = action.default, action.help
+        nothing = default is None or default is False or default == []
+        return text if nothing or "default" in text else super()._get_help_string(action)
+
+
+def command_parser(text: str) -> argparse.ArgumentParser:
+    """A parser for a program with the docstring `text`: one paragraph, then examples."""
+    description, _, examples = text.partition("\n\n")
+    return argparse.ArgumentParser(
+        description=description, epilog=examples, formatter_class=_Formatter
+    )
+
+
+# A parser, or one of its groups.
+_Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
+
+
+def add_set(arguments: _Arguments, where: str = "") -> None:
+    """--set SECTION.KEY=VALUE of a run's three configs, as `overrides`."""
+    arguments.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help=f"override a config key{where}, SECTION model, diffusion or task; repeatable",
+    )
+
+
+def add_device(arguments: _Arguments, what: str = "") -> None:
+    """--device, the text that resolve_device reads."""
+    arguments.add_argument(
+        "--device", default="auto", help=f"{what}cuda, cuda:N, mps, cpu, or auto: the best there is"
+    )
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from guided_diffusion.condition_methods import Problem, ProximalSampling
 from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.precision import Execution
 from guided_diffusion.sampling import Prior, build_prior, sample
-from util.benchmark import build_operator
+from util.benchmark_case import build_operator
 from util.compute_metric import psnr
 from util.errors import UserError
 from util.img_utils import to_pixels

@@ -10,7 +10,6 @@ pixels elsewhere, divided by the same figure of the original (1: no more than ch
 has a row per task: measurement, independent windows, tile, original.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.precision import PRECISIONS, Execution
 from guided_diffusion.sampling import Prior, build_prior, sample
 from guided_diffusion.tiling import TiledModel, Tiling, distance_factor
-from util.cli import report_errors, resolve_device
+from util.cli import add_device, command_parser, report_errors, resolve_device
 from util.compute_metric import psnr
 from util.errors import UserError
 from util.img_utils import MaskConfig, to_pixels, to_tensor
@@ -123,18 +122,16 @@ def _sheet(images: Sequence[Tensor]) -> Image.Image:
 
 @report_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("photograph", help="at least as large as the model's windows; the centre is taken")
-    add("--save_dir", default="results/tile", help="where the pictures go (default: %(default)s)")
+    add("--save_dir", default="results/tile", help="where the pictures go")
     add("--tasks", nargs="+", default=TASKS, help=f"(default: {' '.join(TASKS)})")
     add("--model_config", default="configs/demo_model_config.yaml")
     add("--diffusion_config", default="configs/demo_diffusion_config.yaml")
     add("--overlap", type=int, help="pixels that windows share (default: a quarter window)")
     add("--precision", choices=tuple(PRECISIONS), help="of the network")
-    add("--device", default="auto", help="cuda, cuda:N, mps, cpu (default: auto)")
+    add_device(parser)
     args = parser.parse_args(argv)
 
     device = resolve_device(args.device)

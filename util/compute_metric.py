@@ -21,21 +21,25 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from data.dataloader import find_images, output_name, read_image
-from util.cli import report_errors, resolve_device
+from util.cli import add_device, command_parser, report_errors, resolve_device
 from util.errors import UserError
 from util.logger import get_logger
+from util.perceptual import Fid, Lpips, add_metric_options, parse_weights
 from util.statistics import Mean, mean_and_error
 
-METRICS = ("psnr", "ssim", "lpips", "fid")
+Metric = Literal["psnr", "ssim", "lpips", "fid"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+RUN_METRICS: tuple[Metric, ...] = ("psnr", "ssim")  # of every run: they need no other package
 UNITS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID"}
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False, "fid": False}
 DECIMALS = {"psnr": 4, "ssim": 5, "lpips": 5, "fid": 4}  # of files; terminals get fewer
+_OTHER_DECIMALS = 4  # of columns that are no metrics
 _SHOWN_NAMES = 5
 
 ImageMetric = Callable[[np.ndarray, np.ndarray], float]
@@ -126,8 +130,6 @@ def image_metrics(
     found: dict[str, ImageMetric] = {}
     for name in names:
         if name == "lpips":
-            from util.perceptual import Lpips
-
             found[name] = Lpips(net, weights.get(net), device)
         elif name != "fid":
             found[name] = {"psnr": psnr, "ssim": ssim}[name]
@@ -136,7 +138,7 @@ def image_metrics(
 
 def measure(
     matched: Matched,
-    metrics: Sequence[str] = ("psnr", "ssim"),
+    metrics: Sequence[str] = RUN_METRICS,
     net: str = "vgg",
     weights: Mapping[str, Path] | None = None,
     device: Any = "cpu",
@@ -150,8 +152,6 @@ def measure(
                 f"FID compares two distributions: it needs at least 2 images, got "
                 f"{len(matched.pairs)}; leave fid out of --metrics"
             )
-        from util.perceptual import Fid
-
         fid = Fid(weights.get("inception"), device)
     functions = image_metrics(metrics, net, weights, device)
     rows, sets = {}, ([], [])
@@ -174,9 +174,9 @@ def to_csv(measured: Measured) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", *summary])
     for name, row in measured.rows.items():
-        writer.writerow([name, *(_number(row.get(m), m) for m in summary)])
-    writer.writerow(["mean", *(_number(s.value, m) for m, s in summary.items())])
-    writer.writerow(["standard error", *(_number(s.error, m) for m, s in summary.items())])
+        writer.writerow([name, *(decimal(row.get(m), m) for m in summary)])
+    writer.writerow(["mean", *(decimal(s.value, m) for m, s in summary.items())])
+    writer.writerow(["standard error", *(decimal(s.error, m) for m, s in summary.items())])
     return text.getvalue()
 
 
@@ -196,8 +196,9 @@ def to_json(measured: Measured) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-def _number(value: float | None, metric: str) -> str:
-    return "" if value is None else f"{value:.{DECIMALS[metric]}f}"
+def decimal(value: float | None, column: str) -> str:
+    """The text of a figure in a file; empty where there is none."""
+    return "" if value is None else f"{value:.{DECIMALS.get(column, _OTHER_DECIMALS)}f}"
 
 
 def _finite(value: float) -> float | str:
@@ -227,26 +228,19 @@ def to_table(measured: Measured) -> str:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=Formatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--label", required=True, metavar="DIR", help="folder of true images")
     add("--recon", required=True, metavar="DIR", help="folder of restored images")
-    add("--metrics", nargs="+", choices=METRICS, default=["psnr", "ssim"], help="what to compute")
-    add("--lpips_net", choices=("vgg", "alex"), default="vgg", help="backbone of LPIPS")
     add(
-        "--weights",
+        "--metrics",
         nargs="+",
-        default=[],
-        metavar="NAME=FILE",
-        help="local weights instead of a download; NAME vgg, alex or inception",
+        choices=METRICS,
+        default=list(RUN_METRICS),
+        help="what to compute",
     )
-    add("--device", default="auto", help="where LPIPS and FID run: cuda, cuda:N, mps, cpu, auto")
+    add_metric_options(parser)
+    add_device(parser, "where LPIPS and FID run: ")
     add("--csv", metavar="FILE", help="where to write the table (default: beside --recon)")
     add("--json", metavar="FILE", help="where to write it as JSON (default: beside --recon)")
     return parser.parse_args(argv)
@@ -254,8 +248,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @report_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    from util.perceptual import parse_weights
-
     args = parse_args(argv)
     weights = parse_weights(args.weights)
     matched = match_folders(args.label, args.recon)

@@ -66,12 +66,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def parse_dataclass(cls: type[T], raw: Any, where: str) -> T:
     """Build dataclass `cls` from the mapping `raw`, checking names and types."""
+    return cls(**parse_keys(dataclass_keys(cls), raw, where))
+
+
+def dataclass_keys(cls: type) -> dict[str, ConfigKey]:
+    """The fields of dataclass `cls` as config keys."""
     hints = get_type_hints(cls)
     keys = {}
     for f in dataclasses.fields(cls):
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         keys[f.name] = ConfigKey(f.name, hints[f.name], required, f.default)
-    return cls(**parse_keys(keys, raw, where))
+    return keys
 
 
 def parse_keys(keys: Mapping[str, ConfigKey], raw: Any, where: str) -> dict[str, Any]:
@@ -99,6 +104,11 @@ class Component:
     def build(self, registry: Registry[T], **provided: Any) -> T:
         """The object, with what the program (not the config) hands to it."""
         return registry.get(self.name)(**self.params, **provided)
+
+    def settings(self, registry: Registry[Any]) -> dict[str, Any]:
+        """All settings; those that are left out have their defaults."""
+        keys = registry.keys(self.name)
+        return {name: self.params.get(name, key.default) for name, key in keys.items()}
 
 
 def parse_component(registry: Registry[Any], name: Any, raw: Any, where: str) -> Component:

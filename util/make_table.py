@@ -27,10 +27,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from util.checkpoint import save_atomically
-from util.cli import report_errors, resolve_device
+from util.cli import add_device, add_set, command_parser, report_errors, resolve_device
+from util.compute_metric import METRICS
 from util.errors import UserError
 from util.logger import get_logger
-from util.perceptual import LPIPS_NETS, parse_weights
+from util.perceptual import add_metric_options, parse_weights
 from util.tables.cells import Runner
 from util.tables.figure import figure
 from util.tables.measure import Scorer, TableResult, run_table
@@ -39,13 +40,7 @@ from util.tables.spec import TableSpec, check_spec, load_spec
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=Formatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("tables", nargs="+", metavar="TABLE", help="table configs (configs/tables/*.yaml)")
     add("--out", default="results/tables", metavar="DIR", help="where the tables are written")
@@ -55,25 +50,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", metavar="K", help="seeds, instead of the table's")
     add("--batch_size", type=int, metavar="B", help="images restored at a time")
     add("--data_root", metavar="DIR", help="a folder of images, instead of the table's data")
-    add("--metrics", nargs="+", choices=("psnr", "ssim", "lpips", "fid"), help="what is scored")
-    add("--lpips_net", choices=LPIPS_NETS, default="vgg", help="backbone of LPIPS")
-    add(
-        "--weights",
-        nargs="+",
-        default=[],
-        metavar="NAME=FILE",
-        help="local weights of metrics; NAME vgg, alex or inception",
-    )
+    add("--metrics", nargs="+", choices=METRICS, help="what is scored, instead of the table's")
+    add_metric_options(parser)
     add("--dry_run", action="store_true", help="restore nothing, show what --cache holds")
-    add("--device", default="auto", help="cuda, cuda:N, mps, cpu, or auto: the best there is")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        dest="overrides",
-        help="override a config key in every cell, as in sample_condition.py; repeatable",
-    )
+    add_device(parser)
+    add_set(parser, " in every cell")
     return parser.parse_args(argv)
 
 
@@ -105,12 +86,7 @@ class Writer:
         self.folder, self.name = folder, name
 
     def __call__(self, table: TableResult) -> None:
-        picture = figure(table)
-        image = None if picture is None else f"{self.name}.png"
-        if picture is not None:
-            buffer = io.BytesIO()
-            picture.save(buffer, format="PNG")
-            write(self.folder / f"{self.name}.png", buffer.getvalue())
+        image = write_figure(self.folder / f"{self.name}.png", table)
         write(self.folder / f"{self.name}.md", markdown(table, image).encode())
         write(self.folder / f"{self.name}.tex", latex(table).encode())
         write(self.folder / f"{self.name}.csv", to_csv(table).encode())
@@ -122,6 +98,17 @@ class Writer:
             if result.cell.row.method
         ]
         write(self.folder / f"{self.name}_commands.txt", ("\n".join(lines) + "\n").encode())
+
+
+def write_figure(path: Path, table: TableResult) -> str | None:
+    """The table's figure as a file, if it has one; its name."""
+    picture = figure(table)
+    if picture is None:
+        return None
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write(path, buffer.getvalue())
+    return path.name
 
 
 def write(path: Path, data: bytes) -> None:
@@ -143,12 +130,7 @@ def report(path: Path, made: Sequence[tuple[str, TableResult]], command: str) ->
         "",
     ]
     for name, table in made:
-        picture, image = figure(table), None
-        if picture is not None:
-            buffer = io.BytesIO()
-            picture.save(buffer, format="PNG")
-            image = f"{path.stem}_{name}.png"
-            write(path.parent / image, buffer.getvalue())
+        image = write_figure(path.with_name(f"{path.stem}_{name}.png"), table)
         cell = next((c.cell for row in table.cells for c in row if c.cell.row.method), None)
         parts.append(markdown(table, image))
         if cell is not None:

@@ -8,7 +8,6 @@ start. Lines are of two kinds:
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from util.errors import UserError
+from util.hashing import file_hash, settings_hash
 
 _SHOWN_DIFFERENCES = 3
 _MISSING = "nothing"
@@ -117,11 +117,6 @@ def forget(root: Path) -> None:
             raise UserError(f"{path}: cannot be removed ({error.strerror or error})") from None
 
 
-def settings_hash(settings: Mapping[str, Any]) -> str:
-    text = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _differences(root: Path, line: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     stored = next(
         (d["settings"] for d in _lines(root) if "settings" in d and d["config"] == line["config"]),
@@ -191,11 +186,3 @@ def same_source(path: Path | None, mark: Mapping[str, Any]) -> bool:
         return status.st_mtime_ns == mark.get("mtime") or file_hash(path) == mark.get("sha256")
     except OSError:
         return True  # unreadable now; what was restored from it still stands
-
-
-def file_hash(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -5,6 +5,7 @@ program, kept equal by its tests; clean-fid resizes in another way by default, a
 uses torch-fidelity underneath.
 """
 
+import argparse
 import contextlib
 import importlib
 import os
@@ -29,6 +30,18 @@ WEIGHTS = (*LPIPS_NETS, "inception")  # names of --weights
 _INCEPTION_BATCH = 16
 _FEATURES = "2048"
 _FIRST_LAYER = "Conv2d_1a_3x3.conv.weight"  # of torch-fidelity's checkpoint
+
+
+def add_metric_options(parser: argparse.ArgumentParser) -> None:
+    """--lpips_net, and --weights for parse_weights."""
+    parser.add_argument("--lpips_net", choices=LPIPS_NETS, default="vgg", help="backbone of LPIPS")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help=f"local weights of metrics instead of a download; NAME {', '.join(WEIGHTS)}",
+    )
 
 
 def parse_weights(items: Sequence[str]) -> dict[str, Path]:

@@ -1,33 +1,26 @@
 """What is to be done: all images of a new run, the unfinished ones of an interrupted run."""
 
-import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from data.dataloader import Dataset, output_name
 from guided_diffusion.measurements import Operator
-from util.config import Component
+from util.effective import effective_settings
+from util.hashing import array_mark, path_mark, settings_hash
 from util.manifest import (
     Manifest,
     Record,
     check_settings,
-    file_hash,
     forget,
     read_records,
     same_source,
-    settings_hash,
 )
 from util.restoration import Settings
 from util.results import Results
 from util.run_config import RunConfig
 
-_PLACES = {"root"}  # data keys that say where the images lie, not which they are
-_MEMORY_KEYS = {"use_checkpoint"}  # model keys that trade memory for time
+_PLACES = {"name", "root"}  # data keys that say where the images lie, not which they are
 
 
 @dataclass(frozen=True)
@@ -40,67 +33,30 @@ class Plan:
 
 
 def result_settings(
-    config: RunConfig, settings: Settings, operator: Operator, precision: str
+    config: RunConfig, settings: Settings, dataset: Dataset, operator: Operator, precision: str
 ) -> dict[str, Any]:
-    """Everything that decides the pixels restored from a given image.
+    """Everything that decides the pixels restored from a given image, defaults filled in.
 
     The kind of device is among it, since CPU and GPU generators draw other numbers; batch size,
     device number, limit, recording and the place of the images are not.
     """
-    model = dataclasses.asdict(config.model.unet)
-    diffusion = dataclasses.asdict(config.diffusion)
-    del diffusion["guidance"]  # what applies of it stands in conditioning
-    task = config.task
-    data = {k: v for k, v in task.data.params.items() if k not in _PLACES}
+    effective = effective_settings(config)
+    model, task = effective["model"], effective["task"]
+    data = {k: v for k, v in task["data"].items() if k not in _PLACES}
+    arrays = {stem: array_mark(a) for stem, a in operator.saved().items()}
     return {
         "seed": settings.seed,
         "device": settings.device.type,
         "precision": precision,
         "grey": settings.grey,
-        "model": {
-            **{k: v for k, v in model.items() if k not in _MEMORY_KEYS},
-            "checkpoint": _file_mark(config.model.model_path),
-        },
-        "diffusion": diffusion,
+        "model": {**model, "checkpoint": path_mark(config.model.model_path)},
+        "diffusion": effective["diffusion"],
         "task": {
-            "conditioning": {
-                "method": task.conditioning.name,
-                "params": _contents(task.conditioning.params),
-            },
-            "data": _contents(data),
-            "operator": {
-                **_component(task.operator),
-                **{stem: _array_mark(a) for stem, a in operator.saved().items()},
-            },
-            "noise": _component(task.noise),
-            "mask_opt": task.mask_opt and _contents(dataclasses.asdict(task.mask_opt)),
+            **task,
+            "data": {**data, "overlap": dataset.overlap},  # its default follows the model
+            "operator": {**task["operator"], **arrays},
         },
     }
-
-
-def _component(component: Component) -> dict[str, Any]:
-    return {"name": component.name, **_contents(component.params)}
-
-
-def _contents(params: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` with files (kernel, mask) replaced by what they hold."""
-    return {
-        k: _file_mark(v) if isinstance(v, str) and Path(v).exists() else v
-        for k, v in params.items()
-    }
-
-
-def _file_mark(path: str) -> str:
-    """Of what a file, or a folder of files, holds; where it lies does not count."""
-    if Path(path).is_file():
-        return f"sha256 {file_hash(path)[:16]}"
-    files = sorted(p for p in Path(path).rglob("*") if p.is_file())
-    listing = [f"{p.relative_to(path).as_posix()} {file_hash(p)}" for p in files]
-    return f"sha256 {hashlib.sha256(chr(10).join(listing).encode()).hexdigest()[:16]}"
-
-
-def _array_mark(array: np.ndarray) -> str:
-    return f"sha256 {hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]}"
 
 
 def make_plan(

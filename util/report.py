@@ -11,8 +11,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from data.dataloader import output_name
+from util.compute_metric import RUN_METRICS
 from util.manifest import read_records
-from util.results import METRICS, Results, Row, means_of
+from util.results import Results, Row, means_of
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
 _TITLES = {"psnr": "PSNR", "ssim": "SSIM", "residual": "residual", "seconds": "seconds"}
@@ -55,7 +56,7 @@ def final_report(results: Results, config: str, names: Sequence[str]) -> Outcome
 def report_page(title: str, rows: Sequence[Row], failed: Mapping[str, str], config: str) -> str:
     """The page for finished `rows` and `failed` (name -> reason); `config` is shown as text."""
     labelled = any(row.metrics for row in rows)
-    columns = [*(METRICS if labelled else ()), "residual", "seconds"]
+    columns = [*(RUN_METRICS if labelled else ()), "residual", "seconds"]
     page = _TEMPLATE.read_text(encoding="utf-8")
     parts = {
         "title": html.escape(title),
@@ -74,7 +75,7 @@ def report_page(title: str, rows: Sequence[Row], failed: Mapping[str, str], conf
 
 def summary_table(rows: Sequence[Row], failed: int, seconds: float) -> str:
     """The end of a run in a few lines: counts, and mean, least and largest of every figure."""
-    columns = [c for c in (*METRICS, "residual") if any(r.value(c) is not None for r in rows)]
+    columns = [c for c in (*RUN_METRICS, "residual") if any(r.value(c) is not None for r in rows)]
     lines = [f"{len(rows)} finished, {failed} failed, {seconds:.0f} s"]
     if rows:
         lines.append(f"  {'':10}{'mean':>10}{'least':>10}{'largest':>10}")

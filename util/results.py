@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from util.checkpoint import save_atomically
-from util.compute_metric import psnr, ssim
+from util.compute_metric import RUN_METRICS, decimal, psnr, ssim
 from util.errors import UserError
 from util.img_utils import to_pixels
 
@@ -23,9 +23,7 @@ SHEET_ROWS = 16  # a contact sheet shows this many images at most
 _SHEET_CELL = 512  # pixels; larger images are shrunk
 _SHEET_GAP = 8
 _SHEET_HEADER = 24
-METRICS = ("psnr", "ssim")
 RESIDUALS = ("residual", "expected_residual")  # where there is no label
-DECIMALS = {"psnr": 4, "ssim": 5, "residual": 4, "expected_residual": 4}
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Row:
     seconds: float = 0.0
 
     def value(self, column: str) -> float | None:
-        return self.metrics.get(column) if column in METRICS else getattr(self, column)
+        return self.metrics.get(column) if column in RUN_METRICS else getattr(self, column)
 
 
 @dataclass
@@ -115,13 +113,13 @@ class Results:
         rows = sorted(rows, key=lambda row: row.name)
         labelled = [row for row in rows if row.metrics]
         known = means_of(rows)
-        columns = METRICS if labelled else [c for c in RESIDUALS if c in known]
+        columns = RUN_METRICS if labelled else [c for c in RESIDUALS if c in known]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["file", *columns])
         for row in labelled or rows:
-            writer.writerow([row.name, *(_number(row.value(c), c) for c in columns)])
-        writer.writerow(["mean", *(_number(known.get(c), c) for c in columns)])
+            writer.writerow([row.name, *(decimal(row.value(c), c) for c in columns)])
+        writer.writerow(["mean", *(decimal(known.get(c), c) for c in columns)])
         self._write(self.root / "metrics.csv", text.getvalue().encode(errors="surrogateescape"))
         kinds = ("input", "recon", "label") if labelled else ("input", "recon")
         titles = [{"recon": "restored"}.get(kind, kind) for kind in kinds]
@@ -160,15 +158,11 @@ class Results:
 def means_of(rows: Sequence[Row]) -> dict[str, float]:
     """Mean of every metric, and of the residual, over the rows that have it."""
     means = {}
-    for column in (*METRICS, *RESIDUALS):
+    for column in (*RUN_METRICS, *RESIDUALS):
         values = [v for row in rows if (v := row.value(column)) is not None]
         if values:
             means[column] = float(np.mean(values))
     return means
-
-
-def _number(value: float | None, column: str) -> str:
-    return "" if value is None else f"{value:.{DECIMALS[column]}f}"
 
 
 def plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ import os
 import pytest
 
 from util.errors import UserError
+from util.hashing import settings_hash
 from util.manifest import (
     Manifest,
     Record,
@@ -11,7 +12,6 @@ from util.manifest import (
     forget,
     read_records,
     same_source,
-    settings_hash,
     source_mark,
 )
 
@@ -56,10 +56,6 @@ def test_settings_of_a_folder(tmp_path):
         check_settings(tmp_path, {"seed": 0})
     forget(tmp_path)
     assert not check_settings(tmp_path, {"seed": 0})
-
-
-def test_tuples_and_lists_are_the_same_setting():
-    assert settings_hash({"a": (1, 2)}) == settings_hash(json.loads(json.dumps({"a": (1, 2)})))
 
 
 def test_source_is_known_by_its_content(tmp_path):

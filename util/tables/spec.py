@@ -1,22 +1,21 @@
 """Table configs as typed objects, and the cells they stand for."""
 
-import hashlib
 import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from guided_diffusion.condition_methods import CONDITIONING
 from util.baselines import BASELINES
+from util.compute_metric import Metric
 from util.config import parse_dataclass, read_yaml
+from util.effective import effective_settings
 from util.errors import UserError
-from util.results import plain
+from util.hashing import file_hash, settings_hash
 from util.run_config import RunConfig, load_run_config
-
-Metric = Literal["psnr", "ssim", "lpips", "fid"]
 
 
 @dataclass(frozen=True)
@@ -129,20 +128,19 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """Hash of everything that decides the results, the photographs and the seed aside."""
-        raw = {k: v for k, v in self.config.raw.items() if k != "diffusion" or self.row.method}
-        if "diffusion" in raw:  # what applies of its guidance stands in conditioning
-            raw["diffusion"] = {k: v for k, v in raw["diffusion"].items() if k != "guidance"}
-        what: dict[str, Any] = {"config": plain(raw), "measurement_seed": self.measurement_seed}
+        """Hash of everything that decides the results, the photographs and the seed aside.
+
+        The folder of the photographs counts: equal names in two are not the same photographs.
+        """
+        effective = effective_settings(self.config)
         if self.row.method:
-            what["weights"] = _digest(self.config.model.model_path)
+            effective["weights"] = _weights(self.config.model.model_path)
         else:
             # A baseline depends on the measurement alone, so tables share it.
-            what["config"] = {"task": {**plain(raw["task"]), "conditioning": None}}
-            what["baseline"] = self.row.baseline
-            what["image_size"] = self.config.model.unet.image_size
-        text = json.dumps(what, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+            task = {k: v for k, v in effective["task"].items() if k != "conditioning"}
+            size = self.config.model.unet.image_size
+            effective = {"task": task, "baseline": self.row.baseline, "image_size": size}
+        return settings_hash({**effective, "measurement_seed": self.measurement_seed})
 
     def command(self, seed: int, limit: int | None) -> str:
         """The sample_condition.py command that makes the same images."""
@@ -155,21 +153,15 @@ class Cell:
         return shlex.join(words)
 
 
-_DIGESTS: dict[str, str] = {}
+_hash_once = cache(file_hash)
 
 
-def _digest(path: str) -> str:
-    """SHA-256 of a file, read once per process; "missing" if it is not there."""
-    if path not in _DIGESTS:
-        try:
-            digest = hashlib.sha256()
-            with open(path, "rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-            _DIGESTS[path] = digest.hexdigest()
-        except OSError:
-            return "missing"
-    return _DIGESTS[path]
+def _weights(path: str) -> str:
+    """SHA-256 of a checkpoint, read once per process; "missing" if it is not there."""
+    try:
+        return _hash_once(path)
+    except OSError:
+        return "missing"
 
 
 def build_cells(spec: TableSpec) -> list[list[Cell]]:

@@ -1,0 +1,89 @@
+"""The effective settings of a run, for hashes: a stated default is the same as one left out."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from data.dataloader import DATASETS
+from guided_diffusion.condition_methods import CONDITIONING
+from guided_diffusion.measurements import OPERATORS
+from guided_diffusion.noise_models import NOISES
+from guided_diffusion.unet import UNetConfig
+from util.config import Component, dataclass_keys
+from util.hashing import path_mark
+from util.img_utils import MaskConfig
+from util.registry import ConfigKey, Registry
+from util.run_config import DiffusionConfig, RunConfig
+
+_MEMORY_KEYS = {"use_checkpoint"}  # model keys that trade memory for time
+_NOT_READ = {"root"}  # folders of images: what they hold is known image by image
+
+
+def effective_settings(config: RunConfig) -> dict[str, Any]:
+    """The three configs with every key, those that are left out with their defaults.
+
+    Files that settings name (kernel, mask) are replaced by marks of what they hold. The folder
+    of the images stands as it is written; the checkpoint is not among the settings.
+    """
+    task = config.task
+    method = task.conditioning
+    return {
+        "model": _model(config.model.unet),
+        "diffusion": _diffusion(config.diffusion),
+        "task": {
+            "conditioning": {"method": method.name, "params": _params(CONDITIONING, method)},
+            "data": _component(DATASETS, task.data),
+            "operator": _component(OPERATORS, task.operator),
+            "noise": _component(NOISES, task.noise),
+            "mask_opt": None if task.mask_opt is None else _mask(task.mask_opt),
+        },
+    }
+
+
+def _model(unet: UNetConfig) -> dict[str, Any]:
+    settings = {k: v for k, v in dataclasses.asdict(unet).items() if k not in _MEMORY_KEYS}
+    settings["channel_mult"] = [float(m) for m in unet.level_multipliers()]
+    settings["attention_resolutions"] = str(unet.attention_resolutions)
+    if unet.num_heads_upsample == -1:
+        settings["num_heads_upsample"] = unet.num_heads
+    return settings
+
+
+def _diffusion(diffusion: DiffusionConfig) -> dict[str, Any]:
+    settings = dataclasses.asdict(diffusion)
+    del settings["guidance"]  # what applies of it stands in the other keys and in conditioning
+    settings["timestep_respacing"] = str(diffusion.timestep_respacing or diffusion.steps)
+    return settings
+
+
+def _mask(mask: MaskConfig) -> dict[str, Any]:
+    return _contents(dataclasses.asdict(mask), dataclass_keys(MaskConfig))
+
+
+def _component(registry: Registry[Any], component: Component) -> dict[str, Any]:
+    return {"name": component.name, **_params(registry, component)}
+
+
+def _params(registry: Registry[Any], component: Component) -> dict[str, Any]:
+    return _contents(component.settings(registry), registry.keys(component.name))
+
+
+def _contents(settings: Mapping[str, Any], keys: Mapping[str, ConfigKey]) -> dict[str, Any]:
+    """`settings` with paths replaced by marks of what lies there."""
+    return {k: path_mark(v) if _is_path(keys[k], v) else v for k, v in settings.items()}
+
+
+def _is_path(key: ConfigKey, value: Any) -> bool:
+    """Whether the value names something on the disk whose content counts.
+
+    Literals ("crop") are words, whatever lies in the working folder under their name.
+    """
+    free_text = key.type is Any or str in (key.type, *get_args(key.type))
+    return (
+        free_text
+        and key.name not in _NOT_READ
+        and isinstance(value, str)
+        and value != ""
+        and Path(value).exists()
+    )
