@@ -1,13 +1,15 @@
 """The reverse process: from a measurement to restored images.
 
 from guided_diffusion.sampling import load_prior, restore
-prior = load_prior("configs/demo_model_config.yaml", "configs/demo_diffusion_config.yaml")
+prior = load_prior(
+    "configs/demo_model_config.yaml", "configs/demo_diffusion_config.yaml", operator="gaussian_blur"
+)
 operator = GaussianBlur(61, 3.0, context=OperatorContext(256, 256))
-images = restore(y, operator, prior, params={"scale": 6.0, "max_timestep": 400})
+images = restore(y, operator, prior)
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ from guided_diffusion.gaussian_diffusion import (
     PriorStep,
     Transition,
 )
-from guided_diffusion.measurements import Operator
+from guided_diffusion.measurements import OPERATORS, Operator
 from guided_diffusion.noise_models import GaussianNoise, NoiseModel
 from guided_diffusion.precision import Execution, accelerate
 from util.checkpoint import load_model
@@ -50,6 +52,7 @@ class Prior:
     """A diffusion model: network, process and sampler.
 
     `size_multiple`: sides of images must be multiples of it.
+    `params`: the dpps parameters that belong to it.
     """
 
     model: Model
@@ -57,6 +60,7 @@ class Prior:
     sampler: str = "ddpm"
     eta: float = 0.0  # of the ddim sampler: 0 deterministic, 1 as noisy as ddpm
     size_multiple: int = 1
+    params: Mapping[str, Any] = field(default_factory=dict)
 
     def reverse(self, x_t: Tensor, t: int) -> tuple[PriorStep, Transition]:
         """Prediction and transition at step t for x_t [B, 3, H, W]."""
@@ -81,14 +85,20 @@ def load_prior(
     diffusion_config: str,
     device: torch.device | str = "cpu",
     execution: Execution | None = None,
+    *,
+    operator: str | None = None,
 ) -> Prior:
-    """The prior that two config files describe, its weights on `device`."""
-    return build_prior(
-        load_model_config(model_config),
-        load_diffusion_config(diffusion_config),
-        device,
-        execution,
-    )
+    """The prior that two config files describe, its weights on `device`.
+
+    operator: name of the operator whose guidance in the diffusion config, if there is one, gives
+      the steps and params
+    """
+    diffusion, params = load_diffusion_config(diffusion_config), {}
+    if operator is not None:
+        OPERATORS.get(operator, "load_prior")
+        diffusion, params = diffusion.guided(operator)
+    prior = build_prior(load_model_config(model_config), diffusion, device, execution)
+    return replace(prior, params=params)
 
 
 def build_prior(
@@ -150,7 +160,8 @@ def restore(
 
     y: measurements [B, ...] of images in [-1, 1], on the prior's device
     operator: the A of y = A(x), bound to these images where it holds masks
-    method, params: conditioning method and its parameters, as in a task config
+    method, params: conditioning method and its parameters, as in a task config; params default to
+      the prior's for dpps, and to the method's defaults for others
     noiser: noise model, which decides the distance (default: Gaussian)
     seed, names: what an image draws depends on (seed, its name) alone; names default to "0", "1"
     noise: another source of all random numbers
@@ -159,6 +170,8 @@ def restore(
     Returns images [B, 3, H, W], nominally in [-1, 1], not clamped. Raises UserError for unknown
     methods or parameters and for sizes the network cannot take.
     """
+    if params is None and method == "dpps":
+        params = prior.params
     component = parse_component(CONDITIONING, method, params, "conditioning.params")
     chosen = component.build(CONDITIONING)
     prior.check_method(chosen)

@@ -7,7 +7,6 @@ samples_SIZE.png, and prints the mean squared noise error by timestep. The photo
 have been trained on.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from data.dataloader import find_images, read_image
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.sampling import Prior, build_prior
-from util.cli import report_errors, resolve_device
+from util.cli import add_device, command_parser, report_errors, resolve_device
 from util.errors import UserError
 from util.img_utils import to_pixels, to_tensor
 from util.randomness import ImageKey, PerImageNoise
@@ -102,20 +101,18 @@ def sheet(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
 
 @report_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
-    add("--model_config", default="configs/demo_model_config.yaml")
-    add("--diffusion_config", default="configs/diffusion_config.yaml")
+    add("--model_config", default="configs/demo_model_config.yaml", help="network")
+    add("--diffusion_config", default="configs/diffusion_config.yaml", help="process and sampler")
     add("--photographs", help="folder; without it: samples alone")
     add("--limit", type=int, help="the first N photographs")
-    add("--shown", type=int, default=3, help="photographs denoised (default: 3)")
-    add("--respacing", default="100", help="steps of the samples (default: 100)")
-    add("--sizes", type=int, nargs="+", default=[128, 256], help="of samples (default: 128 256)")
-    add("--count", type=int, default=4, help="samples of each size (default: 4)")
-    add("--save_dir", default="results/prior", help="where the pictures go (default: %(default)s)")
-    add("--device", default="auto", help="cuda, cuda:N, mps, cpu (default: auto)")
+    add("--shown", type=int, default=3, help="photographs denoised")
+    add("--respacing", default="100", help="steps of the samples")
+    add("--sizes", type=int, nargs="+", default=[128, 256], help="of samples")
+    add("--count", type=int, default=4, help="samples of each size")
+    add("--save_dir", default="results/prior", help="where the pictures go")
+    add_device(parser)
     args = parser.parse_args(argv)
 
     device = resolve_device(args.device)

@@ -9,7 +9,6 @@ Started again, a run continues from the checkpoint in its run_dir; every random 
 (seed, iteration) alone, so a resumed run repeats an uninterrupted one.
 """
 
-import argparse
 import copy
 import csv
 import dataclasses
@@ -31,7 +30,13 @@ from guided_diffusion.precision import lacks
 from guided_diffusion.unet import UNetConfig, UNetModel
 from models.check_prior import print_validation, validation_images, validation_loss
 from util.checkpoint import load_model, load_state, model_config, save_atomically, save_weights
-from util.cli import apply_overrides, report_errors, resolve_device
+from util.cli import (
+    add_device,
+    apply_overrides,
+    command_parser,
+    report_errors,
+    resolve_device,
+)
 from util.config import parse_dataclass, read_yaml
 from util.errors import UserError
 
@@ -352,12 +357,10 @@ def _trim_log(path: Path, iteration: int) -> None:
 
 @report_errors
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("config", help="YAML file, for example configs/train_demo_prior.yaml")
     parser.add_argument("--data_root", help="folder of photographs (overrides the config)")
-    parser.add_argument("--device", default="auto", help="cuda, cuda:N, mps, cpu (default: auto)")
+    add_device(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key"
     )

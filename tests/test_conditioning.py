@@ -1,13 +1,15 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from guided_diffusion.condition_methods import CONDITIONING, Problem, ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.measurements import OPERATORS, Denoising, OperatorContext
+from guided_diffusion.measurements import OPERATORS, Denoising, OperatorContext, SuperResolution
 from guided_diffusion.noise_models import GaussianNoise, PoissonNoise
-from guided_diffusion.sampling import Prior, restore, sample
+from guided_diffusion.sampling import Prior, load_prior, restore, sample
 from tests import golden_data
+from tests.tiny import TinyRun
 from util.errors import UserError
 from util.img_utils import MaskConfig
 from util.randomness import ImageKey, PerImageNoise
@@ -201,3 +203,24 @@ def test_poisson_distance_guides_too():
     problem = Problem(operator(image), operator, PoissonNoise(), prior.diffusion, (3, SIZE, SIZE))
     noise = Float64Noise(KEYS[:1], torch.device("cpu"))
     assert torch.isfinite(sample(prior, ProximalSampling(), problem, noise)).all()
+
+
+def test_a_prior_loaded_for_an_operator_brings_steps_and_params(tmp_path):
+    TinyRun(tmp_path)
+    diffusion = {
+        "timestep_respacing": 9,
+        "guidance": {"super_resolution": {"scale": 3.0, "timestep_respacing": 4}},
+    }
+    (tmp_path / "guided.yaml").write_text(yaml.safe_dump(diffusion))
+    files = (str(tmp_path / "model.yaml"), str(tmp_path / "guided.yaml"))
+    prior = load_prior(*files, operator="super_resolution")
+    assert prior.diffusion.num_timesteps == 4
+    operator = SuperResolution(4, context=OperatorContext(64, 64))
+    y = torch.zeros(1, 3, 16, 16)
+    restored = restore(y, operator, prior)
+    assert torch.equal(restored, restore(y, operator, prior, params={"scale": 3.0}))
+    assert not torch.equal(restored, restore(y, operator, prior, params={"scale": 1.0}))
+    assert load_prior(*files).diffusion.num_timesteps == 9
+    assert load_prior(*files, operator="gaussian_blur").params == {}
+    with pytest.raises(UserError, match='unknown operator "blur"'):
+        load_prior(*files, operator="blur")
