@@ -121,8 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         load_diffusion_config(args.diffusion_config), timestep_respacing=args.respacing
     )
     prior = build_prior(model, diffusion, device)
-    if any(size < 1 or size % prior.size_multiple for size in args.sizes):
-        raise UserError(f"--sizes: multiples of {prior.size_multiple} are needed")
+    if any(size < 1 or size % prior.size_multiple for size in args.sizes) or args.count < 1:
+        raise UserError(
+            f"--sizes: multiples of {prior.size_multiple} are needed, and a --count from 1"
+        )
     folder = Path(args.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if args.photographs:

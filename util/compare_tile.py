@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -33,7 +34,7 @@ from util.img_utils import MaskConfig, to_pixels, to_tensor
 from util.randomness import ImageKey, PerImageNoise
 from util.run_config import DiffusionConfig, load_diffusion_config, load_model_config
 
-TASKS = ("super_resolution", "gaussian_blur", "inpainting")
+TASKS = ("super_resolution", "gaussian_blur", "inpainting", "motion_blur")
 SIGMA = 0.01  # of the measurement noise, on [-1, 1], as in the published configs
 
 
@@ -76,43 +77,56 @@ def border_visibility(x: Tensor, label: Tensor, size: int) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out for one task; images [3, H, W]."""
+    """A photograph measured by one task, and the two ways of restoring it."""
 
-    task: str
-    view: Tensor  # the measurement to look at
-    windows: Tensor
-    tile: Tensor
+    operator: Operator  # of the whole image, bound to it
+    y: Tensor
+    prior: Prior
+    method: ProximalSampling
+    size: int  # of the windows, in pixels
 
+    @classmethod
+    def measure(
+        cls, task: str, label: Tensor, prior: Prior, diffusion: DiffusionConfig, size: int
+    ) -> "Comparison":
+        """`label` [1, 3, H, W] measured by `task`; steps and guidance are the task's."""
+        key = ImageKey(0, "photograph")
+        context = OperatorContext(*label.shape[-2:], label.device, mask=MaskConfig())
+        operator = OPERATORS.get(task)(context=context).bind([key])
+        y = GaussianNoise(SIGMA)(operator(label), key.numpy("noise"))
+        guided, params = diffusion.guided(task)
+        prior = replace(prior, diffusion=guided.build())
+        return cls(operator, y, prior, ProximalSampling(**params), size)
 
-def compare(
-    task: str, label: Tensor, prior: Prior, diffusion: DiffusionConfig, size: int, overlap: int
-) -> Comparison:
-    """Restore `label` [1, 3, H, W], measured by `task`, in both ways with the task's guidance."""
-    key = ImageKey(0, "photograph")
-    height, width = label.shape[-2:]
-    context = OperatorContext(height, width, label.device, mask=MaskConfig())
-    operator = OPERATORS.get(task)(context=context).bind([key])
-    y = GaussianNoise(SIGMA)(operator(label), key.numpy("noise"))
-    guided, params = diffusion.guided(task)
-    prior, method = replace(prior, diffusion=guided.build()), ProximalSampling(**params)
+    def view(self) -> Tensor:
+        """The measurement to look at, [3, H, W]."""
+        context = self.operator.context
+        seen = self.operator.view(self.y)
+        return F.interpolate(seen, size=(context.height, context.width), mode="nearest")[0]
 
-    separate = torch.zeros_like(label)
-    for i, (rows, columns, part, own) in enumerate(parts(y, operator, size)):
-        problem = Problem(part, own, GaussianNoise(SIGMA), prior.diffusion, (3, size, size))
-        noise = PerImageNoise([ImageKey(0, f"window {i}")], label.device)
-        separate[..., rows, columns] = sample(prior, method, problem, noise)
+    def windows(self) -> Tensor:
+        """Windows that know nothing of each other, side by side: [3, H, W]."""
+        context = self.operator.context
+        image = torch.zeros(3, context.height, context.width, device=self.y.device)
+        for i, (rows, columns, y, operator) in enumerate(parts(self.y, self.operator, self.size)):
+            restored = self._restore(y, operator, self.prior, f"window {i}")
+            image[:, rows, columns] = restored
+        return image
 
-    factor = distance_factor(height, width, size)
-    problem = Problem(
-        y, operator, GaussianNoise(SIGMA), prior.diffusion, (3, height, width), factor
-    )
-    tiled = TiledModel(prior.model, Tiling(height, width, size, overlap))
-    noise = PerImageNoise([key], label.device)
-    together = sample(replace(prior, model=tiled), method, problem, noise)
-    view = operator.view(y)
-    if view.shape[-2:] != label.shape[-2:]:
-        view = torch.nn.functional.interpolate(view, size=(height, width), mode="nearest")
-    return Comparison(task, view[0], separate[0], together[0])
+    def tile(self, overlap: int) -> Tensor:
+        """Windows that share `overlap` pixels, x_t and the measurement: [3, H, W]."""
+        context = self.operator.context
+        tiling = Tiling(context.height, context.width, self.size, overlap)
+        prior = replace(self.prior, model=TiledModel(self.prior.model, tiling))
+        return self._restore(self.y, self.operator, prior, "photograph")
+
+    def _restore(self, y: Tensor, operator: Operator, prior: Prior, name: str) -> Tensor:
+        height, width = operator.context.height, operator.context.width
+        factor = distance_factor(height, width, self.size)
+        shape = (3, height, width)
+        problem = Problem(y, operator, GaussianNoise(SIGMA), prior.diffusion, shape, factor)
+        noise = PerImageNoise([ImageKey(0, name)], y.device)
+        return sample(prior, self.method, problem, noise)[0]
 
 
 def _sheet(images: Sequence[Tensor]) -> Image.Image:
@@ -126,9 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("photograph", help="at least as large as the model's windows; the centre is taken")
     add("--save_dir", default="results/tile", help="where the pictures go")
-    add("--tasks", nargs="+", default=TASKS, help=f"(default: {' '.join(TASKS)})")
-    add("--model_config", default="configs/demo_model_config.yaml")
-    add("--diffusion_config", default="configs/demo_diffusion_config.yaml")
+    add("--tasks", nargs="+", default=TASKS[:3], choices=TASKS, help="what is compared")
+    add("--model_config", default="configs/demo_model_config.yaml", help="network")
+    add("--diffusion_config", default="configs/demo_diffusion_config.yaml", help="steps, guidance")
     add("--overlap", type=int, help="pixels that windows share (default: a quarter window)")
     add("--precision", choices=tuple(PRECISIONS), help="of the network")
     add_device(parser)
@@ -151,10 +165,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     overlap = size // 4 if args.overlap is None else args.overlap
     truth = to_pixels(label[0])
     for task in args.tasks:
-        result = compare(task, label, prior, diffusion, size, overlap)
-        images = [result.view, result.windows, result.tile, label[0]]
+        comparison = Comparison.measure(task, label, prior, diffusion, size)
+        restored = {"windows": comparison.windows(), "tile": comparison.tile(overlap)}
+        images = [comparison.view(), *restored.values(), label[0]]
         _sheet(images).save(folder / f"{task}.png")
-        for name, image in (("windows", result.windows), ("tile", result.tile)):
+        for name, image in restored.items():
             _sheet([image]).save(folder / f"{task}_{name}.png")
             quality = psnr(truth, to_pixels(image))
             visible = border_visibility(image.clamp(-1, 1).cpu(), label[0].cpu(), size)
