@@ -84,7 +84,9 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
     names = list(dataset.names)[: args.limit]
     method = config.task.conditioning.build(CONDITIONING)
     record = parse_record(args.record, method.first_step(config.diffusion.build()) + 1)
-    settings = Settings(args.seed, args.batch_size, record, device, args.grey)
+    settings = Settings(
+        args.seed, args.batch_size, record, device, args.grey, args.measurement_seed
+    )
     results = Results(Path(args.save_dir) / config.task.operator.name)
     # All that can be wrong with the configs and the checkpoint is found before anything is written.
     execution = Execution(args.precision, args.compile, args.fast)
@@ -95,7 +97,7 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
     def begin() -> Plan:
         precision = prior.model.execution.precision
         pixels = result_settings(config, settings, dataset, restoration.operator, precision)
-        plan = make_plan(results, pixels, dataset, names, args.overwrite)
+        plan = make_plan(results, pixels, restoration.sources, names, args.overwrite)
         command = {
             "seed": args.seed,
             "device": str(device),

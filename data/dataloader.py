@@ -14,27 +14,37 @@ from torch import Tensor
 
 from util.errors import UserError
 from util.image_files import is_grey, read_image, read_picture
-from util.img_utils import centre_crop, to_tensor
+from util.img_utils import IMAGE_SUFFIXES, centre_crop, to_tensor
+from util.manifest import holds_results
 from util.registry import Registry
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 def find_images(root: str | Path) -> list[Path]:
-    """All image files below `root`, sorted by path; UserError if there are none."""
+    """All image files below `root`, sorted by path; UserError if there are none.
+
+    Links are followed. Folders that this program's results were written to are passed over: with
+    --save_dir among the photographs, a second run would restore the first one's results.
+    """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of images")
-    found = [
-        Path(folder) / name
-        for folder, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-    ]
+    found = []
+    seen: set[str] = set()  # a link to a folder above would be walked without end
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen or (Path(folder) != root and holds_results(folder)):
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(folder) / name for name in names if _is_image(name)]
     if not found:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{root}: no images in this folder or below it (looked for {kinds})")
     return sorted(found)
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 class Dataset:
@@ -52,6 +62,8 @@ class Dataset:
             raise UserError(
                 f"data.overlap {overlap}: must be from 0 to below the model's {image_size}"
             )
+        if overlap is not None and fit != "tile":
+            raise UserError(f"data.overlap: windows overlap, and there are none with fit: {fit}")
 
     def open(self, name: str) -> Image.Image:
         """The whole RGB image called `name`; UserError if it cannot be read."""

@@ -9,7 +9,7 @@ image. Shapes: x_t [B, 3, H, W], y [B, ...].
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,19 +24,44 @@ from util.registry import Registry
 
 
 @dataclass(frozen=True)
+class WholeImage:
+    """The published extent of distance and choice: one norm and one candidate for an image.
+
+    factor: of the distance, for images of another size than the model's
+    """
+
+    factor: float = 1.0
+
+    def distance(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
+        """d = factor || y - measured || [B]."""
+        return self.factor * noiser.distance(y, measured)
+
+    def scores(self, residuals: Tensor) -> Tensor:
+        """Squared norms of the residuals [m, B, ...] of m candidates: [m, B]."""
+        return residuals.flatten(2).square().sum(2)
+
+    def at_pixels(self, values: Tensor) -> Tensor:
+        """Values of choices [B] where they hold: [B, 1, H, W] or what expands to it."""
+        return values[:, None, None, None]
+
+
+@dataclass(frozen=True)
 class Problem:
-    """What is to be solved: y = noise(A(x)), and the diffusion process that knows about x."""
+    """What is to be solved: y = noise(A(x)), and the diffusion process that knows about x.
+
+    extent: over what norm and choice are taken; WholeImage, or another with its methods
+    """
 
     y: Tensor
     operator: Operator
     noiser: NoiseModel
     diffusion: GaussianDiffusion
     image_shape: tuple[int, int, int]  # [3, H, W]
-    factor: float = 1.0  # of the distance, for images of another size than the model's
+    extent: Any = WholeImage()
 
     def distance(self, x0_hat: Tensor) -> Tensor:
-        """d = factor || y - A(x0_hat) || [B]."""
-        return self.factor * self.noiser.distance(self.y, self.operator(x0_hat))
+        """d, the distance of A(x0_hat) from y: [B]."""
+        return self.extent.distance(self.noiser, self.y, self.operator(x0_hat))
 
 
 # x_t, t -> the unconditional prediction and the sampler's transition
@@ -51,7 +76,7 @@ class StepResult:
     x0_hat: Tensor  # [B, 3, H, W]
     distance: Tensor  # [B], on the images' device
     num_candidates: int = 1
-    best: Tensor | None = None  # index of the chosen candidate, [B]
+    best: Tensor | None = None  # index of the chosen candidate, [B] or [B, parts...]
 
 
 class ConditioningMethod:
@@ -277,13 +302,14 @@ class ProximalSampling(ConditioningMethod):
         problem: Problem,
         noise: NoiseSource,
     ) -> tuple[Tensor, Tensor]:
-        """Index [B] and noise z [B, 3, H, W] of the candidate mu + std z with the least score.
+        """Index [B] and noise z [B, 3, H, W] of the candidate mu + std z with the least score; in
+        an extent of several parts, index [B, parts...] and each part's z at its pixels.
 
         score_i = || sqrt(acp_prev) y - A(x_i - sqrt(1 - acp_prev) eps) ||, or, interpolated,
         || C2 y + C1 A(x_t) - A(x_i) ||. For a linear A both are || r - A(std z_i) || with r the
         same for all candidates, so no candidate image is formed.
         """
-        A, y, diffusion = problem.operator, problem.y, problem.diffusion
+        A, y, diffusion, extent = problem.operator, problem.y, problem.diffusion, problem.extent
         prev = diffusion.alphas_cumprod_prev[t]
         if self.selection == "predicted_noise":
             target, base = sqrt(prev) * y, mu - sqrt(1 - prev) * eps
@@ -297,15 +323,15 @@ class ProximalSampling(ConditioningMethod):
         for z in noise.candidates(t, n, mu.shape[1:]):  # [m, B, 3, H, W]
             moved = std * z
             measured = A(moved if A.linear else base + moved)
-            scores = (target - measured).flatten(2).square().sum(2)  # [m, B]
+            scores = extent.scores(target - measured)  # [m, B, parts...]
             score, index = scores.min(dim=0)
-            z = z[index, torch.arange(len(mu), device=mu.device)]
+            z = z.gather(0, extent.at_pixels(index).expand(1, *z.shape[1:]))[0]
             if best is None:
                 best, best_score, best_z = index, score, z
             else:
                 better = score < best_score
                 best = torch.where(better, index + first, best)
                 best_score = torch.where(better, score, best_score)
-                best_z = torch.where(better[:, None, None, None], z, best_z)
+                best_z = torch.where(extent.at_pixels(better), z, best_z)
             first += len(scores)
         return best, best_z

@@ -1,6 +1,5 @@
 """Images inside a larger frame: sizes the network cannot take, and borders left out of y."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from guided_diffusion.measurements import LinearOperator, Operator
 from util.errors import UserError
-from util.randomness import ImageKey
 from util.resizer import fold_reflect
 
 
@@ -80,11 +78,12 @@ class FramedOperator(LinearOperator):
         self.inner, self.frame, self.border = inner, frame, border
         self.linear = inner.linear
 
+    @property
+    def title(self) -> str:
+        return f"{self.inner.title} of images that do not fill the network's input"
+
     def __call__(self, x: Tensor) -> Tensor:
         return cut_border(self.inner(self.frame.cut(x)), self.border)
-
-    def bind(self, keys: Sequence[ImageKey]) -> "FramedOperator":
-        return FramedOperator(self.inner.bind(keys), self.frame, self.border)
 
     def initial(self, y: Tensor) -> Tensor | None:
         b = self.border

@@ -221,6 +221,10 @@ class Inpainting(LinearOperator):
         masks = [self._mask(key) for key in keys]
         return Inpainting(context=c, masks=c.tensor(np.stack(masks)[:, None]))
 
+    def join(self, others: Sequence["Inpainting"]) -> "Inpainting":
+        masks = torch.cat([operator.masks for operator in (self, *others)])
+        return Inpainting(context=self.context, masks=masks)
+
     def _mask(self, key: ImageKey) -> np.ndarray:
         c = self.context
         if c.mask.mask is not None:

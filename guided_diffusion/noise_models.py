@@ -3,12 +3,22 @@
 To add one, register a class whose keyword arguments are its config keys.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from util.errors import UserError
 from util.registry import Registry
+
+# Values of pixels [B, C, h, w] -> their sums over parts of the image, [B, parts...].
+Pool = Callable[[Tensor], Tensor]
+_LEAST_SQUARE = 1e-30  # keeps the gradient of a norm finite where a part fits exactly
+
+
+def _over_image(values: Tensor) -> Tensor:
+    return values.flatten(1).sum(1)
 
 
 class NoiseModel:
@@ -18,9 +28,12 @@ class NoiseModel:
         """The noisy measurement of one image, same shape as `clean`."""
         raise NotImplementedError
 
-    def distance(self, y: Tensor, predicted: Tensor) -> Tensor:
-        """Distance [B] of predicted measurements from y, both [B, ...]: the 2-norm per image."""
-        return (y - predicted).flatten(1).norm(dim=1)
+    def distance(self, y: Tensor, predicted: Tensor, pool: Pool | None = None) -> Tensor:
+        """Distance of predicted measurements from y, both [B, ...]: the 2-norm per image, [B], or
+        over the parts that `pool` sums over, [B, parts...]."""
+        if pool is None:
+            return (y - predicted).flatten(1).norm(dim=1)
+        return pool((y - predicted).square()).clamp(min=_LEAST_SQUARE).sqrt()
 
 
 NOISES: Registry[NoiseModel] = Registry("noise")
@@ -62,10 +75,11 @@ class PoissonNoise(NoiseModel):
         noisy = torch.as_tensor(photons / 255.0 / self.rate).to(clean)
         return (noisy * 2 - 1).clamp(-1, 1)
 
-    def distance(self, y: Tensor, predicted: Tensor) -> Tensor:
+    def distance(self, y: Tensor, predicted: Tensor, pool: Pool | None = None) -> Tensor:
         """Mean over pixels of the norm divided by |y|; pixels with y = 0 are left out."""
-        norm = super().distance(y, predicted)
-        magnitude = y.abs().flatten(1)
+        norm = super().distance(y, predicted, pool)
+        total = pool or _over_image
+        magnitude = y.abs()
         known = magnitude > 0
         inverse = torch.where(known, 1 / magnitude.where(known, 1.0), 0.0)
-        return norm * inverse.sum(1) / known.sum(1).clamp(min=1)
+        return norm * total(inverse) / total(known.to(y)).clamp(min=1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.linear_solvers import CUTOFF, SeparableFactors, Spectrum
-from util.errors import UnsupportedError
+from util.errors import UnsupportedError, UserError
 from util.img_utils import MaskConfig
 from util.randomness import ImageKey
 from util.registry import Registry
@@ -41,12 +41,28 @@ class Operator:
     def __init__(self, context: OperatorContext) -> None:
         self.context = context
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
+
     def __call__(self, x: Tensor) -> Tensor:
         """A(x)."""
         raise NotImplementedError
 
     def bind(self, keys: Sequence[ImageKey]) -> "Operator":
-        """The operator for one batch of images; most are the same for all."""
+        """The operator for these images; most are the same for all. One that is not defines
+        `join` as well."""
+        return self
+
+    def join(self, others: Sequence["Operator"]) -> "Operator":
+        """One operator for a batch, from those of its images: this one the first's, `others`
+        the rest's. UserError where they differ and this kind does not say how to join them."""
+        if any(other is not self for other in others):
+            raise UserError(
+                f"{type(self).__name__}: differs from image to image and has no join(); restore "
+                "them one at a time (--batch_size 1)"
+            )
         return self
 
     def initial(self, y: Tensor) -> Tensor | None:

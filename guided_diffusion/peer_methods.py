@@ -33,8 +33,8 @@ class LinearMethod(ConditioningMethod):
     def check(self, operator: Operator, noiser: NoiseModel) -> None:
         objection = self._objection(operator, noiser)
         if objection:
-            name = type(operator).__name__
-            raise UnsupportedError(f"{self.title} {objection}: not {name} with this noise")
+            noise = type(noiser).__name__
+            raise UnsupportedError(f"{self.title} {objection}: not {operator.title} with {noise}")
 
     def _objection(self, operator: Operator, noiser: NoiseModel) -> str | None:
         if not isinstance(operator, LinearOperator):

@@ -6,6 +6,7 @@ the format.
 """
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -217,6 +218,15 @@ class AcceleratedNetwork:
             with _matmul_format(self.tf32):
                 self._compiled[key] = _compile(self.network, x, timesteps)
         return self._compiled[key]
+
+
+def uncompiled(model: Callable) -> Callable:
+    """The same network, run without torch.compile; for a few calls that are not worth its time."""
+    if not isinstance(model, AcceleratedNetwork) or not model.compile:
+        return model
+    twin = copy.copy(model)
+    twin.compile = False
+    return twin
 
 
 def _compile(network: UNetModel, x: Tensor, timesteps: Tensor) -> Callable:

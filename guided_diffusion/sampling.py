@@ -21,6 +21,7 @@ from guided_diffusion.condition_methods import (
     ConditioningMethod,
     Problem,
     StepResult,
+    WholeImage,
 )
 from guided_diffusion.gaussian_diffusion import (
     SAMPLERS,
@@ -32,6 +33,7 @@ from guided_diffusion.gaussian_diffusion import (
 from guided_diffusion.measurements import OPERATORS, Operator
 from guided_diffusion.noise_models import GaussianNoise, NoiseModel
 from guided_diffusion.precision import Execution, accelerate
+from guided_diffusion.tiling import distance_factor
 from util.checkpoint import load_model
 from util.config import parse_component
 from util.errors import UserError
@@ -60,6 +62,7 @@ class Prior:
     sampler: str = "ddpm"
     eta: float = 0.0  # of the ddim sampler: 0 deterministic, 1 as noisy as ddpm
     size_multiple: int = 1
+    image_size: int | None = None  # of the model: guidance scales belong to it
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def reverse(self, x_t: Tensor, t: int) -> tuple[PriorStep, Transition]:
@@ -120,6 +123,7 @@ def build_prior(
         diffusion.sampler,
         diffusion.eta,
         model.unet.size_multiple(),
+        model.unet.image_size,
     )
 
 
@@ -167,14 +171,18 @@ def restore(
     noise: another source of all random numbers
     callback: called after every step with (t, StepResult)
 
-    Returns images [B, 3, H, W], nominally in [-1, 1], not clamped. Raises UserError for unknown
-    methods or parameters and for sizes the network cannot take.
+    Returns images [B, 3, H, W], nominally in [-1, 1], not clamped. A guidance scale means the same
+    for every size (see `distance_factor`). Raises UserError for unknown methods or parameters, for
+    sizes the network cannot take, for names that are not one for each measurement, and for methods
+    that cannot work with the operator or the noise.
     """
     if params is None and method == "dpps":
         params = prior.params
     component = parse_component(CONDITIONING, method, params, "conditioning.params")
     chosen = component.build(CONDITIONING)
+    noiser = GaussianNoise() if noiser is None else noiser
     prior.check_method(chosen)
+    chosen.check(operator, noiser)
     height, width = operator.context.height, operator.context.width
     if height % prior.size_multiple or width % prior.size_multiple:
         raise UserError(
@@ -183,7 +191,10 @@ def restore(
         )
     if noise is None:
         names = [str(i) for i in range(len(y))] if names is None else names
+        if len(names) != len(y):
+            raise UserError(f"restore: {len(names)} name(s) for {len(y)} measurement(s)")
         noise = PerImageNoise([ImageKey(seed, name) for name in names], y.device)
-    noiser = GaussianNoise() if noiser is None else noiser
-    problem = Problem(y, operator, noiser, prior.diffusion, (3, height, width))
+    size = prior.image_size
+    factor = 1.0 if size is None else distance_factor(height, width, size)
+    problem = Problem(y, operator, noiser, prior.diffusion, (3, height, width), WholeImage(factor))
     return sample(prior, chosen, problem, noise, callback)

@@ -6,12 +6,12 @@ weights that sum to one (`TiledModel`); x0_hat, the mean and the variance then f
 whole image, and A is applied to the whole blended x0_hat. In the backward pass each window is
 computed again and its vector-Jacobian product taken, so memory holds the graph of one window.
 
-How norm, guidance and choice are taken: all three over the whole image, as the published method
-takes them, which leaves no borders between windows. The guidance follows the gradient of a norm,
-whose length does not depend on the number of pixels; over an image of k windows' pixels it would
-move each pixel by 1 / sqrt(k) of what it does in an image of the model's size. The distance is
-therefore multiplied by sqrt(k) (`distance_factor`), so that a guidance scale means the same for
-every size. For an image of one window all of this is the ordinary step.
+How norm, guidance and choice are taken (`WindowExtent`): by window, as an image of the model's
+size has them. The distance is a sum of norms, each weighted as the window's output is, so that
+the strength of the guidance follows the residual around a pixel and changes smoothly. The choice
+is made for each part of the image where one window weighs most: candidates differ by white
+noise, which has no borders, and one choice for the whole image would have to serve so many
+pixels that it helped none of them. For an image of one window all of this is the ordinary step.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guided_diffusion.framing import Frame
 from guided_diffusion.gaussian_diffusion import Model
+from guided_diffusion.noise_models import NoiseModel
 from util.errors import UserError
 
 
@@ -137,6 +139,71 @@ class _Blended(torch.autograd.Function):
             pulled = weight * gradient[..., rows, columns]
             total[..., rows, columns] += torch.autograd.grad(output, window, pulled)[0]
         return total, None, None, None
+
+
+class WindowExtent:
+    """Norm and choice by window; takes the place of `WholeImage`.
+
+    The image is `frame`'s part of the tiled pixels; y [B, C, h, w] is a picture of it at any
+    scale, the `border` outermost pixels of which are left out.
+
+    A norm belongs to a window's size: its gradient has a length that does not depend on the number
+    of pixels. A window that shares its pixels with others, or hangs over the image, counts as
+    sqrt(its pixels / size^2) of one, which keeps a guidance scale's meaning.
+    """
+
+    def __init__(self, tiling: Tiling, frame: Frame, y: Tensor, border: int = 0) -> None:
+        rows = _AxisExtent.lay(tiling.rows, frame.top, frame.height, y.shape[-2], border)
+        columns = _AxisExtent.lay(tiling.columns, frame.left, frame.width, y.shape[-1], border)
+        self._weights = [torch.as_tensor(axis.weights).to(y) for axis in (rows, columns)]
+        self._parts = [torch.as_tensor(axis.parts).to(y) for axis in (rows, columns)]
+        self._owners = [torch.as_tensor(axis.owners).to(y.device) for axis in (rows, columns)]
+        share = np.sqrt(np.outer(rows.pixels, columns.pixels)) / tiling.size
+        self._share = torch.as_tensor(share).to(y)
+
+    def distance(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
+        """Sum over windows of share || y - measured ||_window: [B]."""
+        norms = noiser.distance(y, measured, self.weighted)
+        return (self._share * norms).flatten(1).sum(1)
+
+    def weighted(self, values: Tensor) -> Tensor:
+        """Sums of values [..., C, h, w] over windows, weighted: [..., rows, columns]."""
+        return _sums(values, *self._weights)
+
+    def scores(self, residuals: Tensor) -> Tensor:
+        """Squared norms [m, B, rows, columns] of the residuals [m, B, C, h, w] in each part."""
+        return _sums(residuals.square(), *self._parts)
+
+    def at_pixels(self, values: Tensor) -> Tensor:
+        """Values of parts [B, rows, columns] at the tiled pixels: [B, 1, H, W]."""
+        rows, columns = self._owners
+        return values[:, rows][:, :, columns][:, None]
+
+
+def _sums(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Weighted sums over [..., C, h, w] for each window: [..., len(rows), len(columns)]."""
+    return rows @ values.sum(-3) @ columns.T
+
+
+class _AxisExtent(NamedTuple):
+    """Windows along one axis, at the pixels of the tiled image and of the measurement."""
+
+    owners: np.ndarray  # [tiled pixels], the window that weighs most
+    pixels: np.ndarray  # [windows], weighted number of pixels of the image
+    weights: np.ndarray  # [windows, pixels of y]
+    parts: np.ndarray  # [windows, pixels of y], 1 where the window weighs most
+
+    @classmethod
+    def lay(cls, axis: Axis, first: int, length: int, measured: int, border: int) -> "_AxisExtent":
+        """The image is the tiled pixels from `first`, `length` of them; `measured`: pixels of y
+        without its border."""
+        whole = measured + 2 * border
+        at = first + ((np.arange(whole) + 0.5) * length / whole).astype(int)
+        at = at[border : border + measured]
+        owners = axis.weights.argmax(axis=0)
+        pixels = axis.weights[:, first : first + length].sum(axis=1)
+        parts = np.arange(len(axis.starts))[:, None] == owners[at]
+        return cls(owners, pixels, axis.weights[:, at], parts)
 
 
 def distance_factor(height: int, width: int, size: int) -> float:

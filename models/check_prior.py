@@ -10,6 +10,7 @@ have been trained on.
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ DENOISED_TIMESTEPS = (50, 150, 300, 500)
 
 
 def validation_images(root: str, multiple: int, device: torch.device) -> Iterator[Tensor]:
-    """The photographs below `root`, [3, H, W], cut to sides that are multiples of `multiple`."""
+    """The photographs below `root`, [3, H, W], cut to sides that are multiples of `multiple`; they
+    are read one after the other."""
     for path in find_images(root):
         x = to_tensor(read_image(path))
         height, width = (side - side % multiple for side in x.shape[1:])
@@ -42,7 +44,10 @@ def validation_images(root: str, multiple: int, device: torch.device) -> Iterato
 def validation_loss(
     model: nn.Module, diffusion: GaussianDiffusion, images: Sequence[Tensor], seed: int = 0
 ) -> dict[int, float]:
-    """Mean squared noise error on `images` [3, H, W] at each of VALIDATION_TIMESTEPS (of 1000)."""
+    """Mean squared noise error on `images` [3, H, W] at each of VALIDATION_TIMESTEPS.
+
+    diffusion: all its steps, not respaced
+    """
     generator = torch.Generator().manual_seed(seed)
     losses = {}
     for timestep in VALIDATION_TIMESTEPS:
@@ -51,8 +56,8 @@ def validation_loss(
             x0 = x0[None]
             t = torch.full((1,), timestep, device=x0.device)
             eps = torch.randn(x0.shape, generator=generator).to(x0)
-            output = model(diffusion.q_sample(x0, t, eps), t)
-            total += (output[:, :3] - eps).square().mean().item()
+            step = diffusion.predict(model, diffusion.q_sample(x0, t, eps), t)
+            total += (step.eps - eps).square().mean().item()
         losses[timestep] = total / len(images)
     return losses
 
@@ -64,9 +69,13 @@ def print_validation(losses: dict[int, float]) -> None:
 
 
 @torch.no_grad()
-def denoise(prior: Prior, images: Sequence[Tensor], seed: int = 0) -> list[list[Tensor]]:
-    """For each image: itself, and x_t / sqrt(acp) and x0_hat at each of DENOISED_TIMESTEPS."""
-    diffusion = GaussianDiffusion.create()
+def denoise(
+    model: nn.Module, diffusion: GaussianDiffusion, images: Sequence[Tensor], seed: int = 0
+) -> list[list[Tensor]]:
+    """For each image: itself, and x_t / sqrt(acp) and x0_hat at each of DENOISED_TIMESTEPS.
+
+    diffusion: all its steps, not respaced
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for x0 in images:
@@ -74,7 +83,7 @@ def denoise(prior: Prior, images: Sequence[Tensor], seed: int = 0) -> list[list[
         for timestep in DENOISED_TIMESTEPS:
             t = torch.full((1,), timestep, device=x0.device)
             x_t = diffusion.q_sample(x0[None], t, torch.randn(x0.shape, generator=generator).to(x0))
-            step = diffusion.predict(prior.model, x_t, t)
+            step = diffusion.predict(model, x_t, t)
             row += [x_t[0] / diffusion.alphas_cumprod[timestep] ** 0.5, step.x0_hat[0]]
         rows.append(row)
     return rows
@@ -128,10 +137,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(args.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if args.photographs:
-        images = list(validation_images(args.photographs, prior.size_multiple, device))
-        images = images[: args.limit]
-        print_validation(validation_loss(prior.model, GaussianDiffusion.create(), images))
-        for i, row in enumerate(denoise(prior, images[: args.shown])):
+        found = validation_images(args.photographs, prior.size_multiple, device)
+        images = list(islice(found, args.limit))
+        whole = replace(diffusion, timestep_respacing="").build()
+        if whole.num_timesteps <= max(VALIDATION_TIMESTEPS):
+            raise UserError(
+                f"{args.diffusion_config}: timesteps up to {max(VALIDATION_TIMESTEPS)} are looked "
+                f"at, and the process has {whole.num_timesteps} steps"
+            )
+        print_validation(validation_loss(prior.model, whole, images))
+        for i, row in enumerate(denoise(prior.model, whole, images[: args.shown])):
             sheet([row]).save(folder / f"denoising_{i}.png")
     for size in args.sizes:
         samples = draw(prior, args.count, size, device)

@@ -224,6 +224,12 @@ class Trainer:
                 f"{self.path}: checkpoint of another architecture; choose another run_dir or "
                 "give back the model config it was started with"
             )
+        begun_from = saved.get("initial_weights", self.config.initial_weights)
+        if begun_from != self.config.initial_weights:
+            raise UserError(
+                f"{self.path}: this run began from {begun_from or 'nothing'}, not from "
+                f"{self.config.initial_weights or 'nothing'}; choose another run_dir for a new one"
+            )
         self.model.load_state_dict(saved["model"])
         self.ema.load_state_dict(saved["ema"])
         self.optimiser.load_state_dict(saved["optimiser"])
@@ -233,6 +239,7 @@ class Trainer:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "unet": dataclasses.asdict(self.unet_config),
+            "initial_weights": self.config.initial_weights,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -251,7 +258,9 @@ class Trainer:
     def step(self, store: PhotoStore) -> tuple[Tensor, int]:
         """One iteration; returns its noise error and the number of crops."""
         c = self.config
-        generator = torch.Generator().manual_seed(c.seed * 1_000_003 + self.iteration)
+        seed = c.seed * 1_000_003 + self.iteration
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # of dropout
         shares = torch.tensor([crop.share for crop in c.crops])
         crop = c.crops[int(torch.multinomial(shares, 1, generator=generator))]
         x0 = store.crops(crop.batch_size, crop.size, generator)
@@ -308,6 +317,8 @@ def train(config: TrainConfig, device: torch.device) -> Trainer:
     for crop in config.crops:
         if crop.size % multiple:
             raise UserError(f"crops: size {crop.size} is not a multiple of {multiple}")
+    if config.validation_root:
+        find_images(config.validation_root)  # an empty folder is found now, not after the training
     store = PhotoStore(config.data_root, config, max(c.size for c in config.crops), device)
     trainer = Trainer(config, unet_config, device)
     trainer.resume()

@@ -36,6 +36,13 @@ def _add_config(group: argparse._ArgumentGroup) -> None:
     add("--task_config", required=True, metavar="FILE", help="operator, noise, method, data")
     add_set(group)
     add("--seed", type=int, default=0, help="seed of all random numbers")
+    add(
+        "--measurement_seed",
+        type=int,
+        metavar="SEED",
+        help="seed of kernel, mask and noise, to restore one measurement several times "
+        "(default: --seed)",
+    )
 
 
 def _add_images(group: argparse._ArgumentGroup) -> None:
@@ -98,6 +105,8 @@ def _batch_size(text: str) -> int | None:
 
 def load_config(args: argparse.Namespace) -> RunConfig:
     """The three configs with --set and the shorthands for config keys."""
+    if args.data_root is not None and args.measurements is not None:
+        raise UserError("--data_root holds clean images, --measurements degraded ones; give one")
     given = {
         "task.data.root": args.data_root,
         "task.data": args.measurements and {"name": "measurements", "root": args.measurements},
@@ -110,6 +119,8 @@ def load_config(args: argparse.Namespace) -> RunConfig:
     shorthands = [f"{key}={json.dumps(v)}" for key, v in given.items() if v is not None]
     overrides = [*shorthands, *args.overrides]
     config = load_run_config(args.model_config, args.diffusion_config, args.task_config, overrides)
+    if args.data_root is not None and config.task.data.name == "skimage":
+        raise UserError("--data_root: task.data.name skimage has no folder; leave one of them out")
     operator = config.task.operator.name
     if args.masks is not None and operator != "inpainting":
         raise UserError(f"--masks: the operator is {operator}, only inpainting has masks")

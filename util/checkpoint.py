@@ -23,6 +23,16 @@ PUBLISHED = {
 _SHOWN_DIFFERENCES = 3
 
 
+def _read_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# Read once: it can only be read by setting it, which threads would see.
+_UMASK = _read_umask()
+
+
 def model_config(path: str | Path) -> UNetConfig:
     """The architecture in a model config file."""
     raw = read_yaml(path)
@@ -42,17 +52,11 @@ def save_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def save_weights(state: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype) -> None:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from data.dataloader import read_image
-from guided_diffusion.condition_methods import Problem, ProximalSampling
+from guided_diffusion.condition_methods import Problem, ProximalSampling, WholeImage
+from guided_diffusion.framing import Frame
 from guided_diffusion.measurements import OPERATORS, Inpainting, Operator, OperatorContext
 from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.precision import PRECISIONS, Execution
 from guided_diffusion.sampling import Prior, build_prior, sample
-from guided_diffusion.tiling import TiledModel, Tiling, distance_factor
+from guided_diffusion.tiling import TiledModel, Tiling, WindowExtent
 from util.cli import add_device, command_parser, report_errors, resolve_device
 from util.compute_metric import psnr
 from util.errors import UserError
@@ -109,7 +111,7 @@ class Comparison:
         context = self.operator.context
         image = torch.zeros(3, context.height, context.width, device=self.y.device)
         for i, (rows, columns, y, operator) in enumerate(parts(self.y, self.operator, self.size)):
-            restored = self._restore(y, operator, self.prior, f"window {i}")
+            restored = self._restore(y, operator, self.prior, WholeImage(), f"window {i}")
             image[:, rows, columns] = restored
         return image
 
@@ -118,13 +120,15 @@ class Comparison:
         context = self.operator.context
         tiling = Tiling(context.height, context.width, self.size, overlap)
         prior = replace(self.prior, model=TiledModel(self.prior.model, tiling))
-        return self._restore(self.y, self.operator, prior, "photograph")
+        frame = Frame(context.height, context.width, context.height, context.width)
+        extent = WindowExtent(tiling, frame, self.y)
+        return self._restore(self.y, self.operator, prior, extent, "photograph")
 
-    def _restore(self, y: Tensor, operator: Operator, prior: Prior, name: str) -> Tensor:
-        height, width = operator.context.height, operator.context.width
-        factor = distance_factor(height, width, self.size)
-        shape = (3, height, width)
-        problem = Problem(y, operator, GaussianNoise(SIGMA), prior.diffusion, shape, factor)
+    def _restore(
+        self, y: Tensor, operator: Operator, prior: Prior, extent: Any, name: str
+    ) -> Tensor:
+        shape = (3, operator.context.height, operator.context.width)
+        problem = Problem(y, operator, GaussianNoise(SIGMA), prior.diffusion, shape, extent)
         noise = PerImageNoise([ImageKey(0, name)], y.device)
         return sample(prior, self.method, problem, noise)[0]
 

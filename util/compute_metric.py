@@ -41,6 +41,7 @@ HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False, "fid": False}
 DECIMALS = {"psnr": 4, "ssim": 5, "lpips": 5, "fid": 4}  # of files; terminals get fewer
 _OTHER_DECIMALS = 4  # of columns that are no metrics
 _SHOWN_NAMES = 5
+_SSIM_WINDOW = 7  # scikit-image's default
 
 ImageMetric = Callable[[np.ndarray, np.ndarray], float]
 
@@ -55,6 +56,19 @@ def psnr(label: np.ndarray, image: np.ndarray) -> float:
 def ssim(label: np.ndarray, image: np.ndarray) -> float:
     """Structural similarity of uint8 [H, W, 3] images, scikit-image's default 7x7 window."""
     return float(structural_similarity(label, image, channel_axis=2, data_range=255))
+
+
+def ssim_is_defined(image: np.ndarray) -> bool:
+    """Whether [H, W, 3] holds one window of the SSIM."""
+    return min(image.shape[:2]) >= _SSIM_WINDOW
+
+
+def run_metrics(label: np.ndarray, image: np.ndarray) -> dict[str, float]:
+    """RUN_METRICS of uint8 [H, W, 3] images; SSIM is left out where they are too small for it."""
+    found = {"psnr": psnr(label, image)}
+    if ssim_is_defined(label):
+        found["ssim"] = ssim(label, image)
+    return found
 
 
 @dataclass(frozen=True)
@@ -157,7 +171,7 @@ def measure(
     rows, sets = {}, ([], [])
     for name, paths in matched.pairs.items():
         pair = read_pair(*paths)
-        if "ssim" in functions and min(pair[0].shape[:2]) < 7:
+        if "ssim" in functions and not ssim_is_defined(pair[0]):
             raise UserError(f"{paths[0]}: SSIM needs images of at least 7x7 pixels")
         rows[name] = {m: function(*pair) for m, function in functions.items()}
         if fid is not None:

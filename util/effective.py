@@ -58,7 +58,10 @@ def _diffusion(diffusion: DiffusionConfig) -> dict[str, Any]:
 
 
 def _mask(mask: MaskConfig) -> dict[str, Any]:
-    return _contents(dataclasses.asdict(mask), dataclass_keys(MaskConfig))
+    settings = dataclasses.asdict(mask)
+    if mask.folder is not None:  # a mask in it belongs to its image, like the image's own file
+        return {**settings, "mask": "a folder"}
+    return _contents(settings, dataclass_keys(MaskConfig))
 
 
 def _component(registry: Registry[Any], component: Component) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from torch import Tensor
 from util.errors import UserError
 from util.image_files import read_image
 
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+_MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy", ".pt", ".pth"}
+
 
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB image -> float32 [3, H, W] in [-1, 1]."""
@@ -60,6 +63,11 @@ class MaskConfig:
             )
         if self.mask is not None and not Path(self.mask).exists():
             raise UserError(f"{self.mask}: no such mask file or folder of masks")
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of masks, where there is one mask for each image."""
+        return Path(self.mask) if self.mask is not None and Path(self.mask).is_dir() else None
 
 
 def random_mask(
@@ -124,6 +132,21 @@ def read_array(path: str, what: str) -> np.ndarray:
     return array
 
 
+def find_mask(folder: Path, name: str) -> Path:
+    """The file of the mask of the image called `name`: its path below `folder`, any ending.
+
+    UserError where there is none, or more than one.
+    """
+    stem = Path(name).with_suffix("")
+    around = folder / stem.parent
+    named = around.glob(f"{glob.escape(stem.name)}.*")  # "a.*" also finds a.b.png
+    found = sorted(p for p in named if p.stem == stem.name and p.suffix.lower() in _MASK_SUFFIXES)
+    if len(found) != 1:
+        what = f"several masks ({', '.join(p.name for p in found)})" if found else "no mask"
+        raise UserError(f"{folder}: {what} for {name} (looked for {stem}.* as image or array)")
+    return found[0]
+
+
 def read_mask(path: str, name: str, height: int, width: int) -> np.ndarray:
     """A mask from a file, or from the folder `path` by image name: uint8, 1 where kept.
 
@@ -131,11 +154,7 @@ def read_mask(path: str, name: str, height: int, width: int) -> np.ndarray:
     """
     file = Path(path)
     if file.is_dir():
-        stem = Path(name).with_suffix("")
-        found = sorted(p for p in (file / stem.parent).glob(f"{glob.escape(stem.name)}.*"))
-        if not found:
-            raise UserError(f"{path}: no mask for {name} (looked for {stem}.*)")
-        file = found[0]
+        file = find_mask(file, name)
     mask = read_array(str(file), "mask")
     if mask.shape != (height, width):
         raise UserError(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from util.errors import UserError
-from util.hashing import file_hash, settings_hash
+from util.hashing import settings_hash
 
 _SHOWN_DIFFERENCES = 3
 _MISSING = "nothing"
@@ -35,7 +35,7 @@ class Record:
     expected_residual: float | None = None  # what the stated noise alone would leave
     metrics: dict[str, float] = field(default_factory=dict)  # where there is a label
     error: str | None = None
-    source: dict[str, Any] = field(default_factory=dict)  # see source_mark
+    source: dict[str, Any] = field(default_factory=dict)  # see Sources.mark
 
     @property
     def done(self) -> bool:
@@ -108,6 +108,11 @@ def check_settings(root: Path, settings: Mapping[str, Any]) -> bool:
     return begun
 
 
+def recorded_names(root: Path) -> set[str]:
+    """Names of all images that were recorded, whatever the settings and whether done or not."""
+    return {str(line["file"]) for line in _lines(root) if "file" in line}
+
+
 def forget(root: Path) -> None:
     """Remove the manifests, so that every image is restored again."""
     for path in _files(root):
@@ -143,6 +148,11 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
+def holds_results(root: str | Path) -> bool:
+    """Whether a run was recorded in this folder."""
+    return bool(_files(Path(root)))
+
+
 def _files(root: Path) -> list[Path]:
     return sorted(root.glob("manifest.*.jsonl"))
 
@@ -161,28 +171,3 @@ def _lines(root: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(line, dict) and "config" in line:
                 yield line
-
-
-def source_mark(path: Path | None) -> dict[str, Any]:
-    """What tells a source file from another one of the same name: size, time and SHA-256."""
-    if path is None:
-        return {}
-    status = path.stat()
-    return {
-        "bytes": status.st_size,
-        "mtime": status.st_mtime_ns,
-        "sha256": file_hash(path),
-    }
-
-
-def same_source(path: Path | None, mark: Mapping[str, Any]) -> bool:
-    """Whether the file is the marked one; it is read only where its time differs."""
-    if path is None or not mark:
-        return True
-    try:
-        status = path.stat()
-        if status.st_size != mark.get("bytes"):
-            return False
-        return status.st_mtime_ns == mark.get("mtime") or file_hash(path) == mark.get("sha256")
-    except OSError:
-        return True  # unreadable now; what was restored from it still stands

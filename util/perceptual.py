@@ -27,6 +27,7 @@ from util.logger import get_logger
 REQUIREMENTS = "pip install -r requirements-metrics.txt"
 LPIPS_NETS = ("vgg", "alex")
 WEIGHTS = (*LPIPS_NETS, "inception")  # names of --weights
+LEAST_IMAGES = 2  # of each set, for FID
 _INCEPTION_BATCH = 16
 _FEATURES = "2048"
 _FIRST_LAYER = "Conv2d_1a_3x3.conv.weight"  # of torch-fidelity's checkpoint
@@ -167,10 +168,10 @@ class Fid:
 
     def _extract(self, images: Sequence[np.ndarray]) -> Tensor:
         """Features [N, 2048], float64, on the CPU."""
-        if len(images) < 2:
+        if len(images) < LEAST_IMAGES:
             raise UserError(
-                f"FID compares two distributions: it needs at least 2 images, got {len(images)}; "
-                "thousands are usual"
+                f"FID compares two distributions: it needs at least {LEAST_IMAGES} images, got "
+                f"{len(images)}; thousands are usual"
             )
         found = []
         # Images of one batch must have one size; those of a folder need not.

@@ -14,11 +14,12 @@ from util.manifest import (
     check_settings,
     forget,
     read_records,
-    same_source,
+    recorded_names,
 )
 from util.restoration import Settings
 from util.results import Results
 from util.run_config import RunConfig
+from util.sources import Sources
 
 _PLACES = {"name", "root"}  # data keys that say where the images lie, not which they are
 
@@ -46,6 +47,7 @@ def result_settings(
     arrays = {stem: array_mark(a) for stem, a in operator.saved().items()}
     return {
         "seed": settings.seed,
+        "measurement_seed": settings.seed_of_measurement,
         "device": settings.device.type,
         "precision": precision,
         "grey": settings.grey,
@@ -62,7 +64,7 @@ def result_settings(
 def make_plan(
     results: Results,
     settings: Mapping[str, Any],
-    dataset: Dataset,
+    sources: Sources,
     names: Sequence[str],
     overwrite: bool = False,
 ) -> Plan:
@@ -70,23 +72,25 @@ def make_plan(
 
     An image is finished when its record says so, its files are there and its source has not
     changed. Raises UserError where the folder holds results of other settings, unless
-    `overwrite`, which begins anew.
+    `overwrite`, which begins anew: what was recorded there is removed first, so that two settings
+    never lie side by side.
     """
     if overwrite:
+        for name in recorded_names(results.root):
+            results.remove(output_name(name))
         forget(results.root)
     begun = check_settings(results.root, settings)
     config = settings_hash(settings)
     records = read_records(results.root, config)
-    todo = [n for n in names if not _finished(results, dataset, n, records.get(n))]
+    todo = [n for n in names if not _finished(results, sources, n, records.get(n))]
     if not begun:
         Manifest(results.root).append_settings(settings)
     return Plan(todo, config, len(names) - len(todo))
 
 
-def _finished(results: Results, dataset: Dataset, name: str, record: Record | None) -> bool:
+def _finished(results: Results, sources: Sources, name: str, record: Record | None) -> bool:
     if record is None or not record.done:
         return False
     kinds = ["input", "recon", *(["label"] if record.metrics else [])]
-    return all(results.path(kind, output_name(name)).is_file() for kind in kinds) and same_source(
-        dataset.path(name), record.source
-    )
+    there = all(results.path(kind, output_name(name)).is_file() for kind in kinds)
+    return there and sources.unchanged(name, record.source)

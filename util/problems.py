@@ -4,7 +4,7 @@ Images of the same size are put into batches; everything that depends on the siz
 (operator, frame, windows) is built here, once per size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from data.dataloader import Dataset, output_name
-from guided_diffusion.condition_methods import Problem
+from guided_diffusion.condition_methods import Problem, WholeImage
 from guided_diffusion.framing import Frame, FramedOperator, cut_border
 from guided_diffusion.measurements import OPERATORS, Inpainting, Operator, OperatorContext
 from guided_diffusion.noise_models import NOISES, NoiseModel
 from guided_diffusion.sampling import Prior
-from guided_diffusion.tiling import TiledModel, Tiling, distance_factor
+from guided_diffusion.tiling import TiledModel, Tiling, WindowExtent, distance_factor
 from util.errors import UserError
 from util.logger import get_logger
 from util.randomness import ImageKey
@@ -40,7 +40,7 @@ class Case:
     label: Tensor | None  # [3, H, W] on the CPU; None: there is none
     grey: bool  # the source has no colour channels
     known: int  # values of y that the residual is taken over
-    source: Mapping[str, Any] = field(default_factory=dict)  # see manifest.source_mark
+    source: Mapping[str, Any] = field(default_factory=dict)  # see Sources.mark
 
     @property
     def output(self) -> str:
@@ -197,7 +197,9 @@ class ProblemBuilder:
     def pose(self, cases: list[Case], prior: Prior) -> Batch:
         """The problem of `cases`, all of one size, for `prior`."""
         fit, border = self.dataset.fit, self.dataset.border
-        y, operator = torch.stack([case.y for case in cases]), _join(cases)
+        y = torch.stack([case.y for case in cases])
+        first, *others = [case.operator for case in cases]
+        operator = first.join(others)
         height, width = cases[0].size
         if fit not in ("pad", "tile"):
             problem = Problem(y, operator, self.noiser, prior.diffusion, (3, height, width))
@@ -212,18 +214,10 @@ class ProblemBuilder:
             self.noiser,
             prior.diffusion,
             (3, frame.full_height, frame.full_width),
-            distance_factor(height, width, self.size),
+            WholeImage(distance_factor(height, width, self.size)),
         )
         if fit == "tile":
             tiling = Tiling(frame.full_height, frame.full_width, self.size, self.dataset.overlap)
             prior = replace(prior, model=TiledModel(prior.model, tiling))
+            problem = replace(problem, extent=WindowExtent(tiling, frame, problem.y, border))
         return Batch(cases, frame, operator, problem, prior)
-
-
-def _join(cases: Sequence[Case]) -> Operator:
-    """One operator for images that each have their own."""
-    first = cases[0].operator
-    if not isinstance(first, Inpainting):
-        return first
-    masks = torch.cat([case.operator.masks for case in cases])
-    return Inpainting(context=first.context, masks=masks)

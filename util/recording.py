@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -13,13 +13,12 @@ from torch import Tensor
 
 from guided_diffusion.condition_methods import StepResult
 from util.errors import UserError
-from util.results import Results
+from util.results import QUANTITIES, Results
 
 FILMS = ("gif", "mp4")
 IMAGES_BY_DEFAULT = 10  # per restored image
 _FRAME_SECONDS = 0.12
 _LAST_FRAMES = 12  # the result is held for so many frames
-_QUANTITIES = ("x_t", "x0_hat")
 
 
 @dataclass(frozen=True)
@@ -63,16 +62,19 @@ class Recorder:
     results: Results
     outputs: Sequence[str]
     options: RecordOptions
-    finish: Callable[[Tensor], Tensor] = field(default=lambda x: x)  # the sampler's x -> images
+    finish: Callable[[Tensor], Tensor] = lambda x: x  # the sampler's x -> images
+    submit: Callable[..., Any] = lambda write, *args: write(*args)  # runs it now or later
     steps: dict[str, list[int]] = field(default_factory=dict)  # recorded, by output
 
     def save(self, t: int, result: StepResult) -> None:
-        if not self.options.due(t):
-            return
-        images = self.finish(result.x), self.finish(result.x0_hat)
+        if self.options.due(t):
+            images = [self.finish(x).cpu() for x in (result.x, result.x0_hat)]
+            self.submit(self._write, t, images)
+
+    def _write(self, t: int, images: Sequence[Tensor]) -> None:
         for output, x, x0_hat in zip(self.outputs, *images, strict=True):
             if torch.isfinite(x).all() and torch.isfinite(x0_hat).all():
-                for quantity, image in zip(_QUANTITIES, (x, x0_hat), strict=True):
+                for quantity, image in zip(QUANTITIES, (x, x0_hat), strict=True):
                     self.results.save_progress(output, quantity, t, image)
                 self.steps.setdefault(output, []).append(t)
 
@@ -83,7 +85,7 @@ class Recorder:
         if film is None or not steps:
             return
         frames = [
-            np.hstack([_read(self.results.progress_path(output, q, t)) for q in _QUANTITIES])
+            np.hstack([_read(self.results.progress_path(output, q, t)) for q in QUANTITIES])
             for t in steps
         ]
         frames += [frames[-1]] * _LAST_FRAMES

@@ -13,21 +13,25 @@ from torch import Tensor
 from data.dataloader import Dataset
 from guided_diffusion.condition_methods import CONDITIONING, ConditioningMethod, StepResult
 from guided_diffusion.measurements import Operator
+from guided_diffusion.precision import uncompiled
 from guided_diffusion.sampling import Prior, sample
 from util.background import Background
 from util.batching import fitting_batch, is_out_of_memory, release_memory
 from util.distributed import World
-from util.errors import UserError
+from util.errors import UnsupportedError, UserError
 from util.interrupt import StopRequest
 from util.logger import get_logger
-from util.manifest import Manifest, Record, source_mark
+from util.manifest import Manifest, Record
 from util.problems import Batch, Case, ProblemBuilder, Residual
 from util.progress import Progress
 from util.randomness import ImageKey, PerImageNoise
 from util.recording import Recorder, RecordOptions
 from util.results import Results
 from util.run_config import RunConfig
+from util.sources import Sources
 
+OUT_OF_MEMORY = "out of memory"  # how the reason of such a failure begins
+_NO_MEMORY = object()
 _READ_AHEAD = 4  # images decoded while others are restored
 
 
@@ -85,13 +89,13 @@ class Restoration:
         size = config.model.unet.image_size
         self.operator: Operator = self.builder.operator(size, size)  # for the model's size
         self.method.check(self.operator, self.builder.noiser)
+        self.sources = Sources(dataset, config.task.mask_opt)
         self.world = world or World()
         self.stop = stop or StopRequest()
         self.manifest = Manifest(results.root, self.world.rank)
         self.restored: list[str] = []
         self.failed: dict[str, str] = {}  # name -> reason
-        self._limit = settings.batch_size  # lowered when memory runs out
-        self._auto: dict[tuple[int, ...], int] = {}  # by the size of the image
+        self._sizes: dict[tuple[int, int], int] = {}  # of batches, by the size of the image
 
     def run(self, names: Sequence[str], config_hash: str, images: int | None = None) -> None:
         """Restore `names`, this rank's share of `images` in the whole job.
@@ -121,6 +125,11 @@ class Restoration:
         for position, (name, load) in enumerate(ahead):
             self.stop.check()
             case = self._case(name, load)
+            if case is _NO_MEMORY:
+                if cases:  # what waits here may hold the memory that is missing
+                    yield cases
+                    cases = []
+                case = self._second_try(name)
             if case is None:
                 continue
             if cases and case.size != cases[0].size:
@@ -133,40 +142,58 @@ class Restoration:
         if cases:
             yield cases
 
-    def _case(self, name: str, load: Any) -> Case | None:
-        """The image called `name` that load() gives, measured; None if that cannot be done."""
+    def _second_try(self, name: str) -> Case | None:
+        release_memory(self.settings.device)
+        case = self._case(name, lambda: self.dataset.load(name))
+        if case is not _NO_MEMORY:
+            return case
+        self._fail(name, f"{OUT_OF_MEMORY} when it was read and measured; use a smaller image")
+        release_memory(self.settings.device)
+        return None
+
+    def _case(self, name: str, load: Any) -> Any:
+        """The image called `name` that load() gives, measured: a Case; None if that cannot be
+        done, _NO_MEMORY if not now."""
         try:
-            source = source_mark(self.dataset.path(name))
+            source = self.sources.mark(name)
             return dataclasses.replace(self.builder.measure(name, load()), source=source)
         except UserError as error:
             self._fail(name, str(error))
         except Exception as error:  # decoders of damaged files raise whatever they like
             if is_out_of_memory(error):
-                raise
+                return _NO_MEMORY
             self._fail(name, f"{name}: cannot be read ({type(error).__name__}: {error})")
         return None
 
     def _batch_size(self, case: Case, remaining: int) -> int:
         """Images to restore at a time that look like `case`."""
-        if self._limit is not None:
-            return self._limit
-        if case.size not in self._auto:
+        if case.size not in self._sizes:
+            # Compiling for every size that is only tried would take longer than it saves.
+            prior = dataclasses.replace(self.prior, model=uncompiled(self.prior.model))
 
             def try_steps(size: int) -> None:
-                batch, noise = self._pose([case] * size)
+                batch, noise = self._pose([case] * size, prior)
                 x = self.method.start(batch.problem, noise)
                 first = self.method.first_step(self.prior.diffusion)
                 for t in (first, 1, 0):
                     if t <= first:  # the late steps have the most candidates
                         x = self.method.step(batch.prior.reverse, x, t, batch.problem, noise).x
 
-            self._auto[case.size] = fitting_batch(try_steps, self.settings.device, remaining)
-        return self._auto[case.size]
+            self._sizes[case.size] = self.settings.batch_size or fitting_batch(
+                try_steps, self.settings.device, remaining
+            )
+        return self._sizes[case.size]
 
     def _restore(self, cases: Sequence[Case]) -> None:
-        """Restore a batch; where memory runs out, its halves one after the other."""
+        """Restore a batch; where memory runs out, its halves one after the other. Images that
+        the method cannot restore at their size are recorded as failed."""
         try:
             finished = self._restore_whole(cases)
+        except UnsupportedError as error:  # this image's size or mask, not the task as such
+            self.progress.forget_steps(len(cases))
+            for case in cases:
+                self._fail(case.key.name, str(error), case)
+            return
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -178,26 +205,27 @@ class Restoration:
         release_memory(self.settings.device)
         self.progress.forget_steps(len(cases))
         if len(cases) == 1:
-            reason = "out of memory with one image at a time; use a smaller model or image"
+            reason = f"{OUT_OF_MEMORY} with one image at a time; use a smaller model or image"
             self._fail(cases[0].key.name, reason, cases[0])
             return
         half = len(cases) // 2
         get_logger().warning("out of memory with %d images at a time; trying %d", len(cases), half)
-        self._limit = half
+        self._sizes[cases[0].size] = half
         for part in (cases[:half], cases[half : 2 * half], cases[2 * half :]):
             if part:
                 self._restore(part)
 
-    def _pose(self, cases: Sequence[Case]) -> tuple[Batch, PerImageNoise]:
+    def _pose(self, cases: Sequence[Case], prior: Prior) -> tuple[Batch, PerImageNoise]:
         keys = [ImageKey(self.settings.seed, case.key.name) for case in cases]
-        batch = self.builder.pose(list(cases), self.prior)
+        batch = self.builder.pose(list(cases), prior)
         return batch, PerImageNoise(keys, self.settings.device)
 
     def _restore_whole(self, cases: Sequence[Case]) -> "_Finished":
         started = time.perf_counter()
-        batch, noise = self._pose(cases)
+        batch, noise = self._pose(cases, self.prior)
         outputs = [case.output for case in cases]
-        recorder = Recorder(self.results, outputs, self.settings.record, batch.finish)
+        record, submit = self.settings.record, self.background.submit
+        recorder = Recorder(self.results, outputs, record, batch.finish, submit)
 
         def after_step(t: int, result: StepResult) -> None:
             self.stop.check()

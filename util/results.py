@@ -15,11 +15,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from util.checkpoint import save_atomically
-from util.compute_metric import RUN_METRICS, decimal, psnr, ssim
+from util.compute_metric import RUN_METRICS, decimal, run_metrics
 from util.errors import UserError
 from util.img_utils import to_pixels
 
 SHEET_ROWS = 16  # a contact sheet shows this many images at most
+QUANTITIES = ("x_t", "x0_hat")  # of progress images
+_KINDS = ("input", "recon", "label", "mask")  # images of one image
 _SHEET_CELL = 512  # pixels; larger images are shrunk
 _SHEET_GAP = 8
 _SHEET_HEADER = 24
@@ -53,6 +55,19 @@ class Results:
     def path(self, kind: str, name: str, suffix: str = ".png") -> Path:
         """Where the `kind` file of the image called `name` (no ending) lies."""
         return self.root / kind / (name + suffix)
+
+    def remove(self, name: str) -> None:
+        """Remove the files of the image called `name` (no ending), those that are there."""
+        files = [self.path(kind, name) for kind in _KINDS]
+        files.append(self.path("input", name, ".npy"))
+        progress = self.root / "progress" / name
+        files += [p for q in QUANTITIES for p in progress.glob(f"{q}_*.png")]
+        files += progress.glob("film.*")
+        try:
+            for file in files:
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be removed ({error.strerror or error})") from None
 
     def save_run(self, config: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         """config.yaml: the exact configs, overrides included, and the settings and versions."""
@@ -104,7 +119,7 @@ class Results:
             return {}
         label_pixels = self.save_image("label", name, label, grey)
         pixels = self.save_image("recon", name, recon, grey)
-        return {"psnr": psnr(label_pixels, pixels), "ssim": ssim(label_pixels, pixels)}
+        return run_metrics(label_pixels, pixels)
 
     def save_report(self, rows: Sequence[Row]) -> None:
         """metrics.csv, mean last, and the contact sheet of the first images."""

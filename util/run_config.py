@@ -159,6 +159,8 @@ def _parse_diffusion(raw: dict[str, Any], where: str) -> DiffusionConfig:
         registry.get(name, where)
     if config.steps < 1 or not 0 <= config.eta <= 1:
         raise UserError(f"{where}: steps must be at least 1 and eta in [0, 1]")
+    if config.eta and config.sampler != "ddim":
+        raise UserError(f"{where}: eta belongs to sampler ddim; {config.sampler} has none")
     betas = SCHEDULES.get(config.noise_schedule)(config.steps)
     if not ((betas > 0) & (betas < 1)).all():
         raise UserError(

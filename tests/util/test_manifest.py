@@ -1,6 +1,3 @@
-import json
-import os
-
 import pytest
 
 from util.errors import UserError
@@ -11,8 +8,6 @@ from util.manifest import (
     check_settings,
     forget,
     read_records,
-    same_source,
-    source_mark,
 )
 
 SETTINGS = {"seed": 0, "task": {"noise": {"sigma": 0.01}}}
@@ -56,16 +51,3 @@ def test_settings_of_a_folder(tmp_path):
         check_settings(tmp_path, {"seed": 0})
     forget(tmp_path)
     assert not check_settings(tmp_path, {"seed": 0})
-
-
-def test_source_is_known_by_its_content(tmp_path):
-    path = tmp_path / "a.png"
-    path.write_bytes(b"pixels")
-    mark = json.loads(json.dumps(source_mark(path)))
-    assert same_source(path, mark)
-    os.utime(path, (1, 1))
-    assert same_source(path, mark)
-    path.write_bytes(b"PIXELS")  # the same length
-    os.utime(path, (2, 2))
-    assert not same_source(path, mark)
-    assert same_source(None, {})

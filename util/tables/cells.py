@@ -23,7 +23,7 @@ from util.checkpoint import save_atomically
 from util.errors import UserError
 from util.logger import get_logger
 from util.problems import ProblemBuilder
-from util.restoration import Restoration, Settings
+from util.restoration import OUT_OF_MEMORY, Restoration, Settings
 from util.results import Results
 from util.run_config import RunConfig
 from util.tables.spec import Cell
@@ -86,9 +86,11 @@ class CellRun:
 
     def _finished(self, name: str) -> bool:
         record = self.images.get(name)
-        return record is not None and (
-            record.error is not None or self.path("recon", name).is_file()
-        )
+        if record is None:
+            return False
+        if record.error is not None:  # another time there may be memory
+            return not record.error.startswith(OUT_OF_MEMORY)
+        return self.path("recon", name).is_file()
 
 
 @dataclass

@@ -12,7 +12,7 @@ from data.dataloader import read_image
 from util.compute_metric import ImageMetric, image_metrics, read_pair
 from util.errors import UnsupportedError, UserError
 from util.logger import get_logger
-from util.perceptual import Fid
+from util.perceptual import LEAST_IMAGES, Fid
 from util.statistics import (
     LEAST_SEEDS,
     Mean,
@@ -115,6 +115,13 @@ class Scorer:
     def _fid(self) -> Fid:
         return Fid(self.weights.get("inception"), self.device)
 
+    def check(self, images: int) -> None:
+        """Leave out what cannot be computed for so many images."""
+        if "fid" in self.metrics and images < LEAST_IMAGES:
+            self.metrics.remove("fid")
+            self.notes.append(f"FID left out: it needs at least {LEAST_IMAGES} images")
+            get_logger().warning("%s", self.notes[-1])
+
     def score(self, run: CellRun, names: Sequence[str]) -> None:
         """Fill in what is missing in `run` for these images, and keep it there."""
         changed = False
@@ -177,6 +184,7 @@ def run_table(
     """Run what is missing and score everything; `on_cell` sees the table grow."""
     cells = build_cells(spec)
     names, notes = photographs(cells, runner, spec.limit)
+    scorer.check(len(names))
     results = [[CellResult(cell, NOT_RUN) for cell in row] for row in cells]
     table = TableResult(spec, names, results, scorer.metrics, [*scorer.notes, *notes])
     total = sum(len(row) for row in cells)

@@ -149,7 +149,10 @@ class Cell:
         words += [f"{n}={f}" for n, f in zip(names, self.files, strict=True)]
         for override in self.overrides:
             words += ["--set", override]
-        words += ["--seed", str(seed)] + ([] if limit is None else ["--limit", str(limit)])
+        words += ["--seed", str(seed)]
+        if self.measurement_seed not in (None, seed):
+            words += ["--measurement_seed", str(self.measurement_seed)]
+        words += [] if limit is None else ["--limit", str(limit)]
         return shlex.join(words)
 
 
@@ -196,7 +199,9 @@ def _with_conditioning(
         published = read_yaml(task.config).get("conditioning", {}).get("params", {})
         scale = given.get("scale", published.get("scale", 1.0))
         if spec.scale_by_steps:
-            steps = load_run_config(*files, overrides).diffusion.build().num_timesteps
+            method = f"task.conditioning.method={row.method}"
+            config = load_run_config(*files, [*overrides, method])
+            steps = config.diffusion.build().num_timesteps
             scale = float(scale) * 1000 / steps
         given["scale"] = scale
     conditioning = json.dumps({"method": row.method, "params": given})
