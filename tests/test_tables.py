@@ -14,9 +14,9 @@ from PIL import Image
 
 import sample_condition
 from tests import golden_data
-from util import make_table
+from util import make_table, restoration
 from util.errors import UserError
-from util.tables import cells
+from util.tables import cells, measure
 from util.tables.spec import build_cells, load_spec
 
 MODEL = {
@@ -202,12 +202,45 @@ def test_diverged_images_make_a_dash_and_are_not_run_again(table, restored):
     assert len(restored) == 2
 
 
+def test_an_image_that_found_no_memory_is_tried_again(table, restored, monkeypatch):
+    sample = restoration.sample
+
+    def no_memory(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(restoration, "sample", no_memory)
+    assert run(table, "--limit", "1") == 1
+    assert "out of memory" in read_csv(table)["DPPS", "sr", ""]["problem"]
+    monkeypatch.setattr(restoration, "sample", sample)
+    assert run(table, "--limit", "1") == 0
+
+
 def test_scales_follow_the_steps(table):
     change(table, scale_by_steps=True)
     by_row = {row[0].row.name: row[0] for row in build_cells(load_spec(table))}
     scale = by_row["DPS"].config.task.conditioning.params["scale"]
     assert scale == pytest.approx(0.5 * 1000 / 2)
     assert "scale" not in by_row["DDNM+"].config.task.conditioning.params
+
+
+def test_scales_of_a_method_without_guidance_follow_its_own_steps(table):
+    """Guidance by operator concerns dpps alone, and so do its steps."""
+    guidance = {"super_resolution": {"timestep_respacing": 4}}
+    write(table.parent / "diffusion.yaml", {**DIFFUSION, "guidance": guidance})
+    change(table, scale_by_steps=True)
+    by_row = {row[0].row.name: row[0] for row in build_cells(load_spec(table))}
+    scales = {n: by_row[n].config.task.conditioning.params["scale"] for n in ("DPPS", "DPS")}
+    assert scales == {"DPPS": 0.5 * 1000 / 4, "DPS": 0.5 * 1000 / 2}
+
+
+def test_one_photograph_costs_the_fid_alone(table, monkeypatch):
+    monkeypatch.setattr(measure, "Fid", lambda *args: None)
+    assert run(table, "--limit", "1", "--metrics", "psnr", "fid") == 0
+    assert read_csv(table)["DPPS", "sr", "psnr"]["mean"]
+    assert (
+        "FID left out: it needs at least 2 images"
+        in (table.parent / "out" / "small.md").read_text()
+    )
 
 
 def test_the_key_knows_what_decides_a_result(table):
@@ -275,7 +308,9 @@ def test_dry_run_takes_what_is_there(table, restored):
     assert read_csv(table)["DPPS", "sr", "psnr"] == before["DPPS", "sr", "psnr"]
 
 
-def test_the_command_of_a_cell_reproduces_its_number(table, tmp_path):
+@pytest.mark.parametrize("measurement_seed", [None, 5])
+def test_the_command_of_a_cell_reproduces_its_number(table, tmp_path, measurement_seed):
+    change(table, measurement_seed=measurement_seed)
     run(table, "--limit", "2", "--seeds", "3")
     cell = build_cells(load_spec(table))[2][0]
     words = shlex.split(cell.command(3, 2))

@@ -15,11 +15,8 @@ from guided_diffusion.unet import UNetConfig, UNetModel
 from util.config import parse_dataclass, read_yaml
 from util.errors import UserError
 
-# Published checkpoints: file name -> (name for models.download, model config that fits).
-PUBLISHED = {
-    "ffhq_10m.pt": ("ffhq", "configs/model_config.yaml"),
-    "imagenet256.pt": ("imagenet", "configs/imagenet_model_config.yaml"),
-}
+# Published checkpoints: file name -> name for models.download.
+PUBLISHED = {"ffhq_10m.pt": "ffhq", "imagenet256.pt": "imagenet"}
 _SHOWN_DIFFERENCES = 3
 
 
@@ -110,7 +107,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _how_to_get(path: Path) -> str:
     if path.name in PUBLISHED:
-        return f"; fetch it with: python -m models.download {PUBLISHED[path.name][0]}"
+        return f"; fetch it with: python -m models.download {PUBLISHED[path.name]}"
     return "; set model.model_path to the file, or fetch one: python -m models.download --help"
 
 
