@@ -5,7 +5,13 @@ import yaml
 
 from guided_diffusion.condition_methods import CONDITIONING, Problem, ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.measurements import OPERATORS, Denoising, OperatorContext, SuperResolution
+from guided_diffusion.measurements import (
+    OPERATORS,
+    Denoising,
+    Inpainting,
+    OperatorContext,
+    SuperResolution,
+)
 from guided_diffusion.noise_models import GaussianNoise, PoissonNoise
 from guided_diffusion.sampling import Prior, load_prior, restore, sample
 from tests import golden_data
@@ -161,12 +167,8 @@ def test_sampling_can_begin_below_a_timestep():
         ProximalSampling(max_timestep=400, init="noise")
 
 
-def test_gaussian_prior_with_the_known_posterior():
-    """Denoising with an exact Gaussian prior: DPPS comes close to the posterior mean.
-
-    Prior N(0, 0.25) per pixel, y = x + 0.1 n: the posterior mean is y * 0.25 / 0.26.
-    """
-    diffusion = GaussianDiffusion.create(timestep_respacing=200, model_var_type="fixed_small")
+def uniform_prior(diffusion, spread=0.5, grain=0.1):
+    """Optimal noise prediction for channels of one value N(0, spread^2), plus grain."""
     lookup = torch.zeros(1000)
     lookup[torch.from_numpy(diffusion.timesteps)] = torch.from_numpy(
         diffusion.alphas_cumprod
@@ -174,14 +176,33 @@ def test_gaussian_prior_with_the_known_posterior():
 
     def model(x, t):
         acp = lookup[t].view(-1, 1, 1, 1)
-        return (1 - acp).sqrt() * x / (acp * 0.25 + 1 - acp)
+        mean = x.mean((2, 3), keepdim=True)
+        pixels = x[0, 0].numel()
+        level = spread**2 + grain**2 / pixels  # variance of a channel's mean
+        noise = 1 - acp
+        return noise.sqrt() * (
+            mean / (acp * level + noise / pixels) / pixels + (x - mean) / (acp * grain**2 + noise)
+        )
 
-    x = 0.5 * golden_data.normal((4, 3, SIZE, SIZE), 5)
-    y = (x + 0.1 * golden_data.normal((4, 3, SIZE, SIZE), 6)).clamp(-1, 1)
-    operator = Denoising(context=OperatorContext(SIZE, SIZE))
-    restored = restore(y, operator, Prior(model, diffusion), params={"scale": 1.0})
-    error = (restored - y * 0.25 / 0.26).square().mean().sqrt().item()
-    assert error < 0.15  # a draw from the prior is 0.5 away
+    return model
+
+
+@pytest.mark.parametrize("method", ["dpps", "ps"])
+def test_gaussian_prior_with_the_known_posterior(method):
+    """Inpainting where the exact prior says that a channel has one value: the missing half takes
+    it from the other half. The measurement has 0 there."""
+    diffusion = GaussianDiffusion.create(timestep_respacing=200, model_var_type="fixed_small")
+    levels = torch.tensor([-0.6, 0.1, 0.5]).view(1, 3, 1, 1)
+    x = levels + 0.1 * golden_data.normal((1, 3, SIZE, SIZE), 5)
+    masks = (torch.arange(SIZE * SIZE) % 2).view(1, 1, SIZE, SIZE).float()
+    operator = Inpainting(context=OperatorContext(SIZE, SIZE), masks=masks)
+    y = operator(x)
+    prior = Prior(uniform_prior(diffusion), diffusion)
+    restored = restore(y, operator, prior, method=method, params={"scale": 1.0})
+    missing = restored[..., masks[0, 0] == 0]
+    known = x[..., masks[0, 0] == 1]
+    assert (missing.mean(-1) - known.mean(-1)).abs().max() < 0.05
+    assert missing.std(-1).mean().item() == pytest.approx(0.1, rel=0.3)
 
 
 def test_restore_refuses_what_it_cannot_do():
@@ -197,12 +218,17 @@ def test_restore_refuses_what_it_cannot_do():
 
 
 def test_poisson_distance_guides_too():
-    prior = float64_prior(3)
-    operator = operator_for("gaussian_blur")
-    image = golden_data.normal((1, 3, SIZE, SIZE), 2).double().clamp(-1, 1)
-    problem = Problem(operator(image), operator, PoissonNoise(), prior.diffusion, (3, SIZE, SIZE))
-    noise = Float64Noise(KEYS[:1], torch.device("cpu"))
-    assert torch.isfinite(sample(prior, ProximalSampling(), problem, noise)).all()
+    diffusion = GaussianDiffusion.create(timestep_respacing=50, model_var_type="fixed_small")
+    prior = Prior(uniform_prior(diffusion), diffusion)
+    operator = Denoising(context=OperatorContext(SIZE, SIZE))
+    y = torch.tensor([-0.6, 0.2, 0.5]).view(1, 3, 1, 1).expand(1, 3, SIZE, SIZE)
+    problem = Problem(y, operator, PoissonNoise(), diffusion, (3, SIZE, SIZE))
+    distances = []
+    for scale in (0.0, 0.3):
+        noise = PerImageNoise(KEYS[:1], torch.device("cpu"))
+        method = ProximalSampling(scale=scale, init="noise", candidates=1)
+        distances.append(problem.distance(sample(prior, method, problem, noise)).item())
+    assert distances[1] < 0.5 * distances[0]
 
 
 def test_a_prior_loaded_for_an_operator_brings_steps_and_params(tmp_path):
