@@ -9,9 +9,10 @@ import skimage.metrics
 import torch
 from PIL import Image
 
-from util import compute_metric, perceptual
+from util import compute_metric
 from util.compute_metric import Matched, match_folders, measure
 from util.errors import UserError
+from util.metrics import base, perceptual
 from util.results import Results, Row
 
 
@@ -190,3 +191,18 @@ def test_fid_with_a_torchscript_network(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="not the weights of torch-fidelity's Inception"):
         perceptual.Fid(tmp_path / "other.pt")
+
+
+def test_a_new_metric_needs_one_registration(folders, capsys, monkeypatch):
+    monkeypatch.setattr(base._METRICS, "_entries", dict(base._METRICS._entries))
+
+    def mae(label, image):
+        return float(np.abs(label.astype(int) - image).mean())
+
+    base.register("mae", base.Metric("MAE", lambda options: mae, "levels", higher_is_better=False))
+    assert run(folders, "--metrics", "mae", "psnr") == 0
+    assert "MAE (levels)" in capsys.readouterr().out
+    with (folders / "compute_metric.csv").open() as file:
+        mean = next(row for row in csv.DictReader(file) if row["file"] == "mean")
+    assert float(mean["mae"]) > 0
+    assert len(mean["mae"].split(".")[1]) == 5

@@ -16,7 +16,8 @@ import sample_condition
 from tests import golden_data
 from util import make_table, restoration
 from util.errors import UserError
-from util.tables import cells, measure
+from util.metrics import perceptual
+from util.tables import cells
 from util.tables.spec import build_cells, load_spec
 
 MODEL = {
@@ -234,7 +235,7 @@ def test_scales_of_a_method_without_guidance_follow_its_own_steps(table):
 
 
 def test_one_photograph_costs_the_fid_alone(table, monkeypatch):
-    monkeypatch.setattr(measure, "Fid", lambda *args: None)
+    monkeypatch.setattr(perceptual, "Fid", lambda *args: None)
     assert run(table, "--limit", "1", "--metrics", "psnr", "fid") == 0
     assert read_csv(table)["DPPS", "sr", "psnr"]["mean"]
     assert (

@@ -14,9 +14,9 @@ from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.precision import Execution
 from guided_diffusion.sampling import Prior, build_prior, sample
 from util.benchmark_case import build_operator
-from util.compute_metric import psnr
 from util.errors import UserError
 from util.img_utils import to_pixels
+from util.metrics.pixels import psnr
 from util.randomness import ImageKey, PerImageNoise
 from util.run_config import load_diffusion_config, load_model_config
 

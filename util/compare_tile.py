@@ -30,9 +30,9 @@ from guided_diffusion.precision import PRECISIONS, Execution
 from guided_diffusion.sampling import Prior, build_prior, sample
 from guided_diffusion.tiling import TiledModel, Tiling, WindowExtent
 from util.cli import add_device, command_parser, report_errors, resolve_device
-from util.compute_metric import psnr
 from util.errors import UserError
 from util.img_utils import MaskConfig, to_pixels, to_tensor
+from util.metrics.pixels import psnr
 from util.randomness import ImageKey, PerImageNoise
 from util.run_config import DiffusionConfig, load_diffusion_config, load_model_config
 

@@ -21,54 +21,32 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
 
 import numpy as np
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from data.dataloader import find_images, output_name, read_image
 from util.cli import add_device, command_parser, report_errors, resolve_device
 from util.errors import UserError
 from util.logger import get_logger
-from util.perceptual import Fid, Lpips, add_metric_options, parse_weights
+from util.metrics.base import MetricOptions, get_metric, metric_names, run_metric_names
+from util.metrics.perceptual import add_metric_options, parse_options
 from util.statistics import Mean, mean_and_error
 
-Metric = Literal["psnr", "ssim", "lpips", "fid"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
-RUN_METRICS: tuple[Metric, ...] = ("psnr", "ssim")  # of every run: they need no other package
-UNITS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID"}
-HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False, "fid": False}
-DECIMALS = {"psnr": 4, "ssim": 5, "lpips": 5, "fid": 4}  # of files; terminals get fewer
+RUN_METRICS = tuple(run_metric_names())
 _OTHER_DECIMALS = 4  # of columns that are no metrics
 _SHOWN_NAMES = 5
-_SSIM_WINDOW = 7  # scikit-image's default
 
 ImageMetric = Callable[[np.ndarray, np.ndarray], float]
 
 
-def psnr(label: np.ndarray, image: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 [H, W, 3] images (infinite where equal)."""
-    if np.array_equal(label, image):
-        return float("inf")
-    return float(peak_signal_noise_ratio(label, image, data_range=255))
-
-
-def ssim(label: np.ndarray, image: np.ndarray) -> float:
-    """Structural similarity of uint8 [H, W, 3] images, scikit-image's default 7x7 window."""
-    return float(structural_similarity(label, image, channel_axis=2, data_range=255))
-
-
-def ssim_is_defined(image: np.ndarray) -> bool:
-    """Whether [H, W, 3] holds one window of the SSIM."""
-    return min(image.shape[:2]) >= _SSIM_WINDOW
-
-
 def run_metrics(label: np.ndarray, image: np.ndarray) -> dict[str, float]:
-    """RUN_METRICS of uint8 [H, W, 3] images; SSIM is left out where they are too small for it."""
-    found = {"psnr": psnr(label, image)}
-    if ssim_is_defined(label):
-        found["ssim"] = ssim(label, image)
-    return found
+    """RUN_METRICS of uint8 [H, W, 3] images, without those that they are too small for."""
+    options, chosen = MetricOptions(), {name: get_metric(name) for name in RUN_METRICS}
+    return {
+        name: metric.build(options)(label, image)
+        for name, metric in chosen.items()
+        if metric.is_defined(label)
+    }
 
 
 @dataclass(frozen=True)
@@ -124,61 +102,47 @@ class Measured:
     """Metrics of a set of images."""
 
     rows: dict[str, dict[str, float]]  # image -> metric -> value
-    fid: float | None = None
+    sets: dict[str, float] = field(default_factory=dict)  # metric of the two sets -> value
     matched: Matched | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    options: MetricOptions = field(default_factory=MetricOptions)
 
     def summary(self) -> dict[str, Mean]:
-        """Mean and standard error over the images, by metric; FID has no standard error."""
+        """Mean and standard error over the images, by metric; those of sets have no error."""
         metrics = list(next(iter(self.rows.values())))
         found = {m: mean_and_error([row[m] for row in self.rows.values()]) for m in metrics}
-        if self.fid is not None:
-            found["fid"] = Mean(self.fid, None, len(self.rows))
-        return found
-
-
-def image_metrics(
-    names: Sequence[str], net: str, weights: Mapping[str, Path], device: Any
-) -> dict[str, ImageMetric]:
-    """The metrics of `names` that single images have (all but fid), ready to be called."""
-    found: dict[str, ImageMetric] = {}
-    for name in names:
-        if name == "lpips":
-            found[name] = Lpips(net, weights.get(net), device)
-        elif name != "fid":
-            found[name] = {"psnr": psnr, "ssim": ssim}[name]
-    return found
+        return found | {m: Mean(value, None, len(self.rows)) for m, value in self.sets.items()}
 
 
 def measure(
     matched: Matched,
     metrics: Sequence[str] = RUN_METRICS,
-    net: str = "vgg",
-    weights: Mapping[str, Path] | None = None,
-    device: Any = "cpu",
+    options: MetricOptions | None = None,
 ) -> Measured:
     """All `metrics` of the matched images; UserError where one cannot be computed."""
-    weights = weights or {}
-    fid = None
-    if "fid" in metrics:
-        if len(matched.pairs) < 2:
+    options = options or MetricOptions()
+    chosen = {name: get_metric(name) for name in metrics}
+    for metric in chosen.values():
+        if len(matched.pairs) < metric.least_images:
             raise UserError(
-                f"FID compares two distributions: it needs at least 2 images, got "
-                f"{len(matched.pairs)}; leave fid out of --metrics"
+                f"{metric.title} compares two distributions: it needs at least "
+                f"{metric.least_images} images, got {len(matched.pairs)}; leave it out of --metrics"
             )
-        fid = Fid(weights.get("inception"), device)
-    functions = image_metrics(metrics, net, weights, device)
+    functions = {name: metric.build(options) for name, metric in chosen.items()}
     rows, sets = {}, ([], [])
     for name, paths in matched.pairs.items():
         pair = read_pair(*paths)
-        if "ssim" in functions and not ssim_is_defined(pair[0]):
-            raise UserError(f"{paths[0]}: SSIM needs images of at least 7x7 pixels")
-        rows[name] = {m: function(*pair) for m, function in functions.items()}
-        if fid is not None:
+        for metric in chosen.values():
+            if not metric.is_defined(pair[0]):
+                side = metric.least_side
+                raise UserError(
+                    f"{paths[0]}: {metric.title} needs images of at least {side}x{side}"
+                )
+        rows[name] = {m: f(*pair) for m, f in functions.items() if not chosen[m].of_sets}
+        if any(metric.of_sets for metric in chosen.values()):
             for images, image in zip(sets, pair, strict=True):
                 images.append(image)
-    settings = {"lpips_net": net} if "lpips" in metrics else {}
-    return Measured(rows, None if fid is None else fid(*sets), matched, settings)
+    of_sets = {m: f(*sets) for m, f in functions.items() if chosen[m].of_sets}
+    return Measured(rows, of_sets, matched, options)
 
 
 def to_csv(measured: Measured) -> str:
@@ -199,7 +163,7 @@ def to_json(measured: Measured) -> str:
     matched = measured.matched
     summary = measured.summary()
     document = {
-        **measured.settings,
+        "variants": {m: _variant(m, measured.options) for m in summary},
         "count": len(measured.rows),
         "mean": {m: _finite(s.value) for m, s in summary.items()},
         "standard_error": {m: s.error for m, s in summary.items()},
@@ -212,29 +176,34 @@ def to_json(measured: Measured) -> str:
 
 def decimal(value: float | None, column: str) -> str:
     """The text of a figure in a file; empty where there is none."""
-    return "" if value is None else f"{value:.{DECIMALS.get(column, _OTHER_DECIMALS)}f}"
+    digits = get_metric(column).digits + 2 if column in metric_names() else _OTHER_DECIMALS
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _finite(value: float) -> float | str:
     return value if np.isfinite(value) else str(value)  # JSON knows no infinity
 
 
-def _head(metric: str, settings: Mapping[str, Any]) -> str:
-    return f"LPIPS {settings['lpips_net']}" if metric == "lpips" else UNITS[metric]
+def _variant(metric: str, options: MetricOptions) -> str:
+    return get_metric(metric).variant(options)
+
+
+def _head(metric: str, options: MetricOptions) -> str:
+    return f"{get_metric(metric).head} {_variant(metric, options)}".strip()
 
 
 def to_table(measured: Measured) -> str:
     """The table for a terminal."""
     summary = measured.summary()
     width = max(len("standard error"), *(len(name) for name in measured.rows)) + 2
-    heads = [_head(m, measured.settings) for m in summary]
+    heads = [_head(m, measured.options) for m in summary]
     rows = [(n, [row.get(m) for m in summary]) for n, row in measured.rows.items()]
     rows.append(("mean", [s.value for s in summary.values()]))
     rows.append(("standard error", [s.error for s in summary.values()]))
     lines = ["".ljust(width) + "".join(head.rjust(14) for head in heads)]
     for name, values in rows:
         cells = (
-            "" if v is None else f"{v:.{max(DECIMALS[m] - 2, 2)}f}"
+            "" if v is None else f"{v:.{get_metric(m).digits}f}"
             for m, v in zip(summary, values, strict=True)
         )
         lines.append(name.ljust(width) + "".join(cell.rjust(14) for cell in cells))
@@ -249,7 +218,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--metrics",
         nargs="+",
-        choices=METRICS,
+        choices=metric_names(),
         default=list(RUN_METRICS),
         help="what to compute",
     )
@@ -263,10 +232,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 @report_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    weights = parse_weights(args.weights)
+    options = parse_options(args, resolve_device(args.device))
     matched = match_folders(args.label, args.recon)
     _report_unmatched(matched)
-    measured = measure(matched, args.metrics, args.lpips_net, weights, resolve_device(args.device))
+    measured = measure(matched, args.metrics, options)
     print(to_table(measured))
     beside = Path(args.recon).resolve().parent
     _write(Path(args.csv or beside / "compute_metric.csv"), to_csv(measured))

@@ -28,10 +28,10 @@ from pathlib import Path
 
 from util.checkpoint import save_atomically
 from util.cli import add_device, add_set, command_parser, report_errors, resolve_device
-from util.compute_metric import METRICS
 from util.errors import UserError
 from util.logger import get_logger
-from util.perceptual import add_metric_options, parse_weights
+from util.metrics.base import metric_names
+from util.metrics.perceptual import add_metric_options, parse_options
 from util.tables.cells import Runner
 from util.tables.figure import figure
 from util.tables.measure import Scorer, TableResult, run_table
@@ -50,7 +50,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", metavar="K", help="seeds, instead of the table's")
     add("--batch_size", type=int, metavar="B", help="images restored at a time")
     add("--data_root", metavar="DIR", help="a folder of images, instead of the table's data")
-    add("--metrics", nargs="+", choices=METRICS, help="what is scored, instead of the table's")
+    add(
+        "--metrics",
+        nargs="+",
+        choices=metric_names(),
+        help="what is scored, instead of the table's",
+    )
     add_metric_options(parser)
     add("--dry_run", action="store_true", help="restore nothing, show what --cache holds")
     add_device(parser)
@@ -149,12 +154,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     specs = [(Path(path).stem, load_table(path, args)) for path in args.tables]
     device = resolve_device(args.device)
-    weights = parse_weights(args.weights)
+    options = parse_options(args, device)
     made = []
     try:
         for name, spec in specs:
             runner = Runner(Path(args.cache), device, spec.batch_size, args.dry_run)
-            scorer = Scorer(spec.metrics, args.lpips_net, weights, device)
+            scorer = Scorer(spec.metrics, options)
             table = run_table(spec, runner, scorer, Writer(Path(args.out), name))
             made.append((name, table))
             print(markdown(table))

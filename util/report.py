@@ -13,11 +13,11 @@ from urllib.parse import quote
 from data.dataloader import output_name
 from util.compute_metric import RUN_METRICS
 from util.manifest import read_records
+from util.metrics.base import get_metric
 from util.results import Results, Row, means_of
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
-_TITLES = {"psnr": "PSNR", "ssim": "SSIM", "residual": "residual", "seconds": "seconds"}
-_FORMATS = {"psnr": "{:.2f} dB", "ssim": "{:.3f}", "residual": "{:.3f}", "seconds": "{:.1f} s"}
+_FORMATS = {"residual": "{:.3f}", "seconds": "{:.1f} s"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def summary_table(rows: Sequence[Row], failed: int, seconds: float) -> str:
 
 
 def _title(column: str) -> str:
-    return _TITLES.get(column, column)
+    return get_metric(column).title if column in RUN_METRICS else column
 
 
 def _value(row: Row, column: str) -> float | None:
@@ -96,7 +96,9 @@ def _value(row: Row, column: str) -> float | None:
 
 
 def _format(column: str, value: float) -> str:
-    return _FORMATS.get(column, "{:.4f}").format(value)
+    if column in RUN_METRICS:
+        return get_metric(column).text(value)
+    return _FORMATS[column].format(value)
 
 
 def _summary(rows: Sequence[Row], failed: Mapping[str, str], columns: Sequence[str]) -> str:

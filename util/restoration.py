@@ -22,6 +22,7 @@ from util.errors import UnsupportedError, UserError
 from util.interrupt import StopRequest
 from util.logger import get_logger
 from util.manifest import Manifest, Record
+from util.metrics.base import get_metric
 from util.problems import Batch, Case, ProblemBuilder, Residual
 from util.progress import Progress
 from util.randomness import ImageKey, PerImageNoise
@@ -267,8 +268,7 @@ class Restoration:
         figures = {"residual": residual.norm, "expected_residual": residual.expected}
         self.manifest.append(self._record(name, case, seconds=seconds, metrics=metrics, **figures))
         self.restored.append(name)
-        words = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.3f}"}
-        text = [words.get(metric, metric + " {:.4f}").format(v) for metric, v in metrics.items()]
+        text = [f"{get_metric(m).title} {get_metric(m).text(v)}" for m, v in metrics.items()]
         self.progress.finish(name, ", ".join([*text, f"residual {residual.norm:.3f}"]))
         if self.dataset.measured and residual.misfit:
             get_logger().warning("%s: %s", name, residual.misfit)

@@ -1,18 +1,16 @@
 """Runs a whole table and scores it: every cell's values, and why some cells have none."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data.dataloader import read_image
-from util.compute_metric import ImageMetric, image_metrics, read_pair
+from util.compute_metric import read_pair
 from util.errors import UnsupportedError, UserError
 from util.logger import get_logger
-from util.perceptual import LEAST_IMAGES, Fid
+from util.metrics.base import MetricOptions, get_metric
 from util.statistics import (
     LEAST_SEEDS,
     Mean,
@@ -84,59 +82,48 @@ class TableResult:
 
 
 class Scorer:
-    """Metrics of cells; loads LPIPS and FID when they are first needed."""
+    """Metrics of cells; loads their networks at once, and leaves out those that it cannot load."""
 
-    def __init__(
-        self,
-        metrics: Sequence[str],
-        net: str = "vgg",
-        weights: Mapping[str, Path] | None = None,
-        device: Any = "cpu",
-    ) -> None:
-        self.net, self.weights, self.device = net, weights or {}, device
+    def __init__(self, metrics: Sequence[str], options: MetricOptions | None = None) -> None:
+        self.options = options or MetricOptions()
         self.metrics: list[str] = []
         self.notes: list[str] = []
-        self._images: dict[str, ImageMetric] = {}
+        self._functions: dict[str, Callable[..., float]] = {}
         for metric in metrics:
             try:
-                self._add(metric)
+                self._functions[metric] = get_metric(metric).build(self.options)
+                self.metrics.append(metric)
             except UserError as error:
-                self.notes.append(f"{metric.upper()} left out: {error}")
-                get_logger().warning("%s", self.notes[-1])
+                self._leave_out(metric, str(error))
 
-    def _add(self, metric: str) -> None:
-        if metric == "fid":
-            _ = self._fid
-        else:
-            self._images |= image_metrics([metric], self.net, self.weights, self.device)
-        self.metrics.append(metric)
-
-    @cached_property
-    def _fid(self) -> Fid:
-        return Fid(self.weights.get("inception"), self.device)
+    def _leave_out(self, metric: str, reason: str) -> None:
+        self.notes.append(f"{get_metric(metric).title} left out: {reason}")
+        get_logger().warning("%s", self.notes[-1])
 
     def check(self, images: int) -> None:
         """Leave out what cannot be computed for so many images."""
-        if "fid" in self.metrics and images < LEAST_IMAGES:
-            self.metrics.remove("fid")
-            self.notes.append(f"FID left out: it needs at least {LEAST_IMAGES} images")
-            get_logger().warning("%s", self.notes[-1])
+        for metric in list(self.metrics):
+            least = get_metric(metric).least_images
+            if images < least:
+                self.metrics.remove(metric)
+                self._leave_out(metric, f"it needs at least {least} images")
 
     def score(self, run: CellRun, names: Sequence[str]) -> None:
         """Fill in what is missing in `run` for these images, and keep it there."""
         changed = False
         for name in names:
             record = run.images[name]
-            todo = [m for m in self._images if self._key(m) not in record.metrics]
+            todo = [m for m in self.image_metrics if self._key(m) not in record.metrics]
             if todo:
                 pair = read_pair(run.path("label", name), run.path("recon", name))
-                record.metrics |= {self._key(m): self._images[m](*pair) for m in todo}
+                record.metrics |= {self._key(m): self._functions[m](*pair) for m in todo}
                 changed = True
-        if "fid" in self.metrics and self.set_key(names) not in run.sets:
-            pairs = [read_pair(run.path("label", n), run.path("recon", n)) for n in names]
-            labels, images = zip(*pairs, strict=True)
-            run.sets[self.set_key(names)] = self._fid(labels, images)
-            changed = True
+        for metric in self.set_metrics:
+            key = self.set_key(metric, names)
+            if key not in run.sets:
+                pairs = [read_pair(run.path("label", n), run.path("recon", n)) for n in names]
+                run.sets[key] = self._functions[metric](*zip(*pairs, strict=True))
+                changed = True
         if changed:
             run.save()
 
@@ -144,15 +131,19 @@ class Scorer:
         return run.images[name].metrics[self._key(metric)]
 
     def _key(self, metric: str) -> str:
-        return f"lpips_{self.net}" if metric == "lpips" else metric
+        variant = get_metric(metric).variant(self.options)
+        return f"{metric}_{variant}" if variant else metric
 
-    @staticmethod
-    def set_key(names: Sequence[str]) -> str:
-        return "fid of " + " ".join(sorted(names))
+    def set_key(self, metric: str, names: Sequence[str]) -> str:
+        return f"{self._key(metric)} of " + " ".join(sorted(names))
 
     @property
     def image_metrics(self) -> list[str]:
-        return list(self._images)
+        return [m for m in self.metrics if not get_metric(m).of_sets]
+
+    @property
+    def set_metrics(self) -> list[str]:
+        return [m for m in self.metrics if get_metric(m).of_sets]
 
 
 def photographs(
@@ -239,8 +230,8 @@ def _collect(
     for metric in scorer.image_metrics:
         values = result.values.setdefault(metric, {})
         values |= {(name, seed): scorer.value(run, name, metric) for name in names}
-    if "fid" in scorer.metrics:
-        result.sets.setdefault("fid", []).append(run.sets[scorer.set_key(names)])
+    for metric in scorer.set_metrics:
+        result.sets.setdefault(metric, []).append(run.sets[scorer.set_key(metric, names)])
     for name in names:
         record = run.images[name]
         result.seconds.append(record.seconds)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from util.compute_metric import HIGHER_IS_BETTER, UNITS
+from util.metrics.base import get_metric
 from util.statistics import Mean, Paired
 from util.tables.measure import CellResult, TableResult
 
-_DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3, "fid": 1}
 _DASH = "-"
 _CSV_COLUMNS = (
     *("method", "task", "metric", "mean", "standard_error", "photographs", "seeds"),
@@ -38,7 +37,8 @@ def grid(table: TableResult) -> tuple[list[str], Grid]:
     for i, task in enumerate(table.spec.tasks):
         column = [row[i] for row in rows]
         for metric in table.metrics:
-            columns.append((f"{task.name}: {UNITS[metric]}", _ranked(table, column, metric)))
+            head = f"{task.name}: {get_metric(metric).head}"
+            columns.append((head, _ranked(table, column, metric)))
         if any(c.steadiness for c in column):
             columns.append((f"{task.name}: std over seeds", _steady(table, column)))
     columns.append(("s/image", [_average(row, "seconds", 2) for row in rows]))
@@ -51,10 +51,10 @@ def grid(table: TableResult) -> tuple[list[str], Grid]:
 def _ranked(table: TableResult, column: Sequence[CellResult], metric: str) -> list[Entry]:
     means = [cell.mean(metric) for cell in column]
     texts = [
-        _dash(table, cell) if mean is None else _mean(mean, _DIGITS[metric])
+        _dash(table, cell) if mean is None else _mean(mean, get_metric(metric).digits)
         for cell, mean in zip(column, means, strict=True)
     ]
-    return _placed(texts, [m and m.value for m in means], HIGHER_IS_BETTER[metric])
+    return _placed(texts, [m and m.value for m in means], get_metric(metric).higher_is_better)
 
 
 def _steady(table: TableResult, column: Sequence[CellResult]) -> list[Entry]:
@@ -95,17 +95,17 @@ def paired_grid(table: TableResult) -> tuple[list[str], list[list[str]]] | None:
     """The row `compare` minus the others, with confidence intervals; None without `compare`."""
     spec = table.spec
     reference = next((r for r in table.cells if r[0].cell.row.name == spec.compare), None)
-    metrics = [m for m in table.metrics if m != "fid"]
+    metrics = [m for m in table.metrics if not get_metric(m).of_sets]
     if reference is None:
         return None
     head = [f"{spec.compare} minus"]
-    head += [f"{task.name}: {UNITS[m]}" for task in spec.tasks for m in metrics]
+    head += [f"{task.name}: {get_metric(m).head}" for task in spec.tasks for m in metrics]
     lines = []
     for row in table.cells:
         if row is reference:
             continue
         cells = [
-            _paired(ours.against(theirs, m), _DIGITS[m])
+            _paired(ours.against(theirs, m), get_metric(m).digits)
             for ours, theirs in zip(reference, row, strict=True)
             for m in metrics
         ]

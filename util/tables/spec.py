@@ -10,11 +10,11 @@ from typing import Any
 
 from guided_diffusion.condition_methods import CONDITIONING
 from util.baselines import BASELINES
-from util.compute_metric import Metric
 from util.config import parse_dataclass, read_yaml
 from util.effective import effective_settings
 from util.errors import UserError
 from util.hashing import file_hash, settings_hash
+from util.metrics.base import get_metric
 from util.run_config import RunConfig, load_run_config
 
 
@@ -72,7 +72,7 @@ class TableSpec:
     seeds: list[int] = field(default_factory=lambda: [0])
     measurement_seed: int | None = None
     batch_size: int = 1
-    metrics: list[Metric] = field(default_factory=lambda: ["psnr", "ssim", "lpips"])
+    metrics: list[str] = field(default_factory=lambda: ["psnr", "ssim", "lpips"])
     compare: str | None = None
     steadiness: bool = False
     figure_images: int = 2
@@ -106,6 +106,8 @@ def check_spec(spec: TableSpec, where: str) -> None:
         raise UserError(f"{where}: seeds: at least one is needed, and they must differ")
     if not spec.metrics:
         raise UserError(f"{where}: metrics: at least one is needed")
+    for metric in spec.metrics:
+        get_metric(metric, f"{where}: metrics")
     for name, value, least in (
         ("batch_size", spec.batch_size, 1),
         ("figure_images", spec.figure_images, 0),

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from util.checkpoint import load_state
 from util.errors import UserError
 from util.logger import get_logger
+from util.metrics.base import Metric, MetricOptions, register
 
 REQUIREMENTS = "pip install -r requirements-metrics.txt"
 LPIPS_NETS = ("vgg", "alex")
@@ -34,7 +35,7 @@ _FIRST_LAYER = "Conv2d_1a_3x3.conv.weight"  # of torch-fidelity's checkpoint
 
 
 def add_metric_options(parser: argparse.ArgumentParser) -> None:
-    """--lpips_net, and --weights for parse_weights."""
+    """--lpips_net and --weights, for parse_options."""
     parser.add_argument("--lpips_net", choices=LPIPS_NETS, default="vgg", help="backbone of LPIPS")
     parser.add_argument(
         "--weights",
@@ -43,6 +44,11 @@ def add_metric_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=FILE",
         help=f"local weights of metrics instead of a download; NAME {', '.join(WEIGHTS)}",
     )
+
+
+def parse_options(args: argparse.Namespace, device: torch.device) -> MetricOptions:
+    """What add_metric_options put into `args`."""
+    return MetricOptions(args.lpips_net, parse_weights(args.weights), device)
 
 
 def parse_weights(items: Sequence[str]) -> dict[str, Path]:
@@ -241,3 +247,21 @@ def _scripted(path: Path) -> nn.Module | None:
     if not isinstance(features, Tensor) or features.shape != (1, int(_FEATURES)):
         raise UserError(f"{path}: a TorchScript file, but not an Inception with 2048 features")
     return scripted
+
+
+def _lpips(options: MetricOptions) -> Lpips:
+    return Lpips(options.lpips_net, options.weights.get(options.lpips_net), options.device)
+
+
+def _fid(options: MetricOptions) -> Fid:
+    return Fid(options.weights.get("inception"), options.device)
+
+
+register(
+    "lpips",
+    Metric("LPIPS", _lpips, higher_is_better=False, variant=lambda options: options.lpips_net),
+)
+register(
+    "fid",
+    Metric("FID", _fid, higher_is_better=False, digits=2, of_sets=True, least_images=LEAST_IMAGES),
+)
