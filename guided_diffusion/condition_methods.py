@@ -104,7 +104,7 @@ class ConditioningMethod:
 CONDITIONING: Registry[ConditioningMethod] = Registry("conditioning method")
 
 
-def _ancestral(move: Transition, t: int, noise: NoiseSource) -> Tensor:
+def ancestral(move: Transition, t: int, noise: NoiseSource) -> Tensor:
     """mean + std z; the mean alone at t = 0."""
     if t == 0:
         return move.mean.detach()
@@ -123,7 +123,7 @@ class Vanilla(ConditioningMethod):
     def step(self, reverse, x_t, t, problem, noise):
         with torch.no_grad():
             prior, move = reverse(x_t, t)
-            x = _ancestral(move, t, noise)
+            x = ancestral(move, t, noise)
             return StepResult(x, prior.x0_hat, problem.distance(prior.x0_hat))
 
 
@@ -137,7 +137,7 @@ class Projection(ConditioningMethod):
     def step(self, reverse, x_t, t, problem, noise):
         with torch.no_grad():
             prior, move = reverse(x_t, t)
-            x = _project(_ancestral(move, t, noise), t, problem, noise)
+            x = _project(ancestral(move, t, noise), t, problem, noise)
             return StepResult(x, prior.x0_hat, problem.distance(prior.x0_hat))
 
 
@@ -171,7 +171,7 @@ class PosteriorSampling(ConditioningMethod):
         prior, move = reverse(x_t, t)
         d = self.distance(prior.x0_hat, t, problem, noise)
         g = _gradient(d, x_t)
-        x = _ancestral(move, t, noise) - self.scale * g
+        x = ancestral(move, t, noise) - self.scale * g
         return StepResult(x, prior.x0_hat.detach(), d.detach())
 
 

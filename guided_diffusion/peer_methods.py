@@ -15,7 +15,7 @@ from guided_diffusion.condition_methods import (
     ConditioningMethod,
     Problem,
     StepResult,
-    _ancestral,
+    ancestral,
 )
 from guided_diffusion.linear_solvers import CUTOFF, conjugate_gradients, tikhonov
 from guided_diffusion.measurements import LinearOperator, Operator
@@ -153,7 +153,7 @@ class PseudoinverseGuidance(LinearMethod):
             direction = self._direction(x0_hat, 1 - acp, problem)
             d = problem.distance(x0_hat)
         g = torch.autograd.grad((prior.x0_hat * direction).sum(), x_t)[0]
-        x = _ancestral(move, t, noise) + self.weight * sqrt(acp) * g
+        x = ancestral(move, t, noise) + self.weight * sqrt(acp) * g
         return StepResult(x, x0_hat, d)
 
     def _direction(self, x0_hat: Tensor, r2: float, problem: Problem) -> Tensor:

@@ -1,12 +1,10 @@
 """Does --fast change the quality? Paired PSNR differences over photographs and seeds."""
 
 import argparse
-import statistics
 from dataclasses import replace
 from typing import Any
 
 import torch
-from scipy.stats import t as student_t
 
 from data.dataloader import ImageFolder
 from guided_diffusion.condition_methods import Problem, ProximalSampling
@@ -19,6 +17,7 @@ from util.img_utils import to_pixels
 from util.metrics.pixels import psnr
 from util.randomness import ImageKey, PerImageNoise
 from util.run_config import load_diffusion_config, load_model_config
+from util.statistics import paired_difference
 
 
 def compare_fast(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -49,21 +48,22 @@ def compare_fast(args: argparse.Namespace, device: torch.device) -> dict[str, An
     for task in args.tasks:
         guided, params = diffusion.guided(task)
         priors = [replace(prior, diffusion=guided.build()) for prior in (exact, fast)]
-        differences = []
+        found: tuple[dict[tuple[str, int], float], ...] = ({}, {})  # PSNR by image and seed
         for name in names:
             label = dataset.load(name)[None].to(device)
-            pairs = [
-                [_psnr(prior, task, params, label, ImageKey(seed, name)) for prior in priors]
-                for seed in range(args.seeds)
-            ]
-            differences.append(statistics.fmean(b - a for a, b in pairs))
-        mean = statistics.fmean(differences)
-        quantile = student_t.ppf(0.975, len(names) - 1)
-        half = float(quantile) * statistics.stdev(differences) / len(names) ** 0.5
-        figures[task] = {"mean_db": mean, "low_db": mean - half, "high_db": mean + half}
+            for seed in range(args.seeds):
+                for values, prior in zip(found, priors, strict=True):
+                    key = ImageKey(seed, name)
+                    values[name, seed] = _psnr(prior, task, params, label, key)
+        paired = paired_difference(found[1], found[0])
+        figures[task] = {
+            "mean_db": paired.difference,
+            "low_db": paired.low,
+            "high_db": paired.high,
+        }
         print(
-            f"{task}: {mean:+.4f} dB, 95 % interval {mean - half:+.4f} .. {mean + half:+.4f} "
-            f"({len(names)} photographs, {args.seeds} seed(s))",
+            f"{task}: {paired.difference:+.4f} dB, 95 % interval {paired.low:+.4f} .. "
+            f"{paired.high:+.4f} ({len(names)} photographs, {args.seeds} seed(s))",
             flush=True,
         )
     return figures
