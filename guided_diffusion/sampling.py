@@ -73,6 +73,11 @@ class Prior:
         move = SAMPLERS.get(self.sampler)(self.diffusion, prior, x_t, time, **options)
         return prior, move
 
+    def extent(self, height: int, width: int) -> WholeImage:
+        """That gives guidance scales the meaning they have at the model's own size."""
+        size = self.image_size
+        return WholeImage(1.0 if size is None else distance_factor(height, width, size))
+
     def check_method(self, method: ConditioningMethod) -> None:
         """UserError where `method` cannot work with this sampler."""
         single = getattr(method, "candidates", None) == 1
@@ -194,7 +199,6 @@ def restore(
         if len(names) != len(y):
             raise UserError(f"restore: {len(names)} name(s) for {len(y)} measurement(s)")
         noise = PerImageNoise([ImageKey(seed, name) for name in names], y.device)
-    size = prior.image_size
-    factor = 1.0 if size is None else distance_factor(height, width, size)
-    problem = Problem(y, operator, noiser, prior.diffusion, (3, height, width), WholeImage(factor))
+    shape, extent = (3, height, width), prior.extent(height, width)
+    problem = Problem(y, operator, noiser, prior.diffusion, shape, extent)
     return sample(prior, chosen, problem, noise, callback)
