@@ -29,7 +29,8 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.precision import lacks
 from guided_diffusion.unet import UNetConfig, UNetModel
 from models.check_prior import print_validation, validation_images, validation_loss
-from util.checkpoint import load_model, load_state, model_config, save_atomically, save_weights
+from util.atomic import save_atomically
+from util.checkpoint import load_model, load_state, model_config, save_weights
 from util.cli import (
     add_device,
     apply_overrides,

@@ -1,17 +1,16 @@
 """Reading and writing network weights: never unpickled, never half loaded, never half written."""
 
 import json
-import os
 import pickle
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from guided_diffusion.unet import UNetConfig, UNetModel
+from util.atomic import save_atomically
 from util.config import parse_dataclass, read_yaml
 from util.errors import UserError
 
@@ -20,40 +19,11 @@ PUBLISHED = {"ffhq_10m.pt": "ffhq", "imagenet256.pt": "imagenet"}
 _SHOWN_DIFFERENCES = 3
 
 
-def _read_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-# Read once: it can only be read by setting it, which threads would see.
-_UMASK = _read_umask()
-
-
 def model_config(path: str | Path) -> UNetConfig:
     """The architecture in a model config file."""
     raw = read_yaml(path)
     raw.pop("model_path", None)
     return parse_dataclass(UNetConfig, raw, str(path))
-
-
-def save_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Let `write(file)` fill a temporary file beside `path`, then move it there.
-
-    Readers see the old file or the new one, never a part; a failed write leaves no trace.
-    """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def save_weights(state: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype) -> None:

@@ -26,7 +26,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from util.checkpoint import save_atomically
+from util.atomic import save_atomically
 from util.cli import add_device, add_set, command_parser, report_errors, resolve_device
 from util.errors import UserError
 from util.logger import get_logger

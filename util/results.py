@@ -14,7 +14,7 @@ import yaml
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from util.checkpoint import save_atomically
+from util.atomic import save_atomically
 from util.compute_metric import RUN_METRICS, decimal, run_metrics
 from util.errors import UserError
 from util.img_utils import to_pixels

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from data.dataloader import DATASETS, Dataset, output_name
 from guided_diffusion.sampling import Prior, build_prior
+from util.atomic import save_atomically
 from util.baselines import BASELINES
-from util.checkpoint import save_atomically
 from util.errors import UserError
 from util.logger import get_logger
 from util.problems import ProblemBuilder
