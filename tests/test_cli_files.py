@@ -1,28 +1,25 @@
 """Whole runs of the command line on folders and files that are not as one would wish."""
 
-import json
+import csv
+import errno
+import os
+import resource
+import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import sample_condition
 from data.dataloader import ImageFolder, find_images
-from tests.tiny import SIZE, TinyRun, result_files, write_images
+from tests.tiny import NAMES, SIZE, records, result_files, write_images
 from tests.tiny_run import photograph, run, save, write_configs
 from util.errors import UserError
 from util.img_utils import read_mask
 
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TinyRun:
-    return TinyRun(tmp_path_factory.mktemp("tiny"))
-
-
-def records(folder: Path) -> list[dict]:
-    lines = (folder / "manifest.0.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if "file" in line]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_results_among_the_photographs_are_not_restored(tiny, tmp_path):
@@ -32,7 +29,7 @@ def test_results_among_the_photographs_are_not_restored(tiny, tmp_path):
     before = result_files(images / "results")
     (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes())
     assert sample_condition.main(command) == 0
-    done = {record["file"] for record in records(images / "results" / "inpainting")}
+    done = {record["file"] for record in records(images / "results")}
     assert done == {"a.png", "sub/b.png", "c.png"}
     assert before.keys() < result_files(images / "results").keys()
     # A folder of results that is named itself holds images like any other.
@@ -77,7 +74,7 @@ def test_another_image_and_mask_do_not_stop_a_run_from_going_on(tiny, tmp_path):
     write_images(images, ["c.png"])
     mask("c.png", 0), mask("b.png", 1)
     assert sample_condition.main(command) == 0
-    done = [record["file"] for record in records(tmp_path / "out" / "inpainting")]
+    done = [record["file"] for record in records(tmp_path / "out")]
     assert done == ["a.png", "b.png", "b.png", "c.png"]
 
 
@@ -98,7 +95,7 @@ def test_an_image_below_the_window_of_ssim_is_restored(tmp_path):
     save(tmp_path / "images" / "small.png", photograph(5, 40))
     save(tmp_path / "images" / "usual.png", photograph(32, 32))
     assert run(*arguments, "--data_root", tmp_path / "images", "--fit", "pad") == 0
-    found = {r["file"]: r["metrics"] for r in records(tmp_path / "results" / "inpainting")}
+    found = {r["file"]: r["metrics"] for r in records(tmp_path / "results")}
     assert set(found["small.png"]) == {"psnr"}
     assert set(found["usual.png"]) == {"psnr", "ssim"}
     lines = (tmp_path / "results" / "inpainting" / "metrics.csv").read_text().splitlines()
@@ -121,7 +118,7 @@ def test_memory_running_out_while_reading_costs_that_image_alone(
     monkeypatch.setattr(ImageFolder, "load", scarce)
     out = tmp_path / "out"
     assert sample_condition.main(tiny.arguments(images, out, "--batch_size", "4")) == 1
-    failed = {r["file"]: r["error"] for r in records(out / "inpainting") if r["error"]}
+    failed = {r["file"]: r["error"] for r in records(out) if r["error"]}
     assert list(failed) == ["c.png"]
     assert failed["c.png"].startswith("out of memory")
     assert len(list((out / "inpainting" / "recon").glob("*.png"))) == 3
@@ -133,7 +130,7 @@ def test_a_method_that_cannot_work_at_one_size_does_the_other_images(tmp_path, c
     save(tmp_path / "images" / "odd.png", photograph(35, 45))
     method = ["--set", "task.conditioning.method=ddnm+", "--fit", "pad"]
     assert run(*arguments, "--data_root", tmp_path / "images", *method) == 1
-    found = {r["file"]: r["error"] for r in records(tmp_path / "results" / "gaussian_blur")}
+    found = {r["file"]: r["error"] for r in records(tmp_path / "results", "gaussian_blur")}
     assert found["fits.png"] is None
     assert "images that do not fill the network's input" in found["odd.png"]
 
@@ -166,3 +163,121 @@ def test_options_that_would_do_nothing_are_refused(tiny, tmp_path, capsys, more,
     images = write_images(tmp_path / "images", ["a.png"])
     assert sample_condition.main(tiny.arguments(images, tmp_path / "out", *more)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_bad_files_are_reported_and_the_rest_restored(tiny, images, tmp_path, capsys, monkeypatch):
+    source = tmp_path / "bad images"
+    good = ["with space.png", "\u00e4\u00f6 \u6f22.png", "a/same.png", "b/same.png", "1#50%.png"]
+    write_images(source, good)
+    whole = (images / "p0.png").read_bytes()
+    (source / "zero.png").write_bytes(b"")
+    (source / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (source / "text.jpg").write_text("no image")
+    (source / "notes.txt").write_text("not looked at")
+    os.symlink(tmp_path / "nowhere", source / "gone.png")
+    Image.new("L", (2000, 2000)).save(source / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    bad = ["zero.png", "cut.png", "text.jpg", "gone.png", "bomb.png"]
+    folder = tmp_path / "results"
+    assert sample_condition.main(tiny.arguments(source, folder)) == 1
+    said = capsys.readouterr().err
+    by_name = {r["file"]: r for r in records(folder)}
+    assert sorted(by_name) == sorted(good + bad)
+    assert all(by_name[name]["error"] for name in bad)
+    assert all(by_name[name]["error"] is None for name in good)
+    assert all(f"failed {name}: " in said for name in bad)
+    assert "more pixels than are safe" in by_name["bomb.png"]["error"]
+    root = folder / "inpainting"
+    assert all((root / "recon" / name).exists() for name in good)
+    with open(root / "metrics.csv", encoding="utf-8") as file:
+        rows = [row["file"] + ".png" for row in csv.DictReader(file)]
+    assert rows == [*sorted(good), "mean.png"]
+    # A failed image is tried again at the next start, a finished one is not.
+    (source / "zero.png").write_bytes(whole)
+    for name in bad[1:]:
+        (source / name).unlink()
+    assert sample_condition.main(tiny.arguments(source, folder)) == 0
+    assert [r["file"] for r in records(folder)].count("zero.png") == 2
+    assert len(records(folder)) == len(good) + len(bad) + 1
+
+
+def test_equal_stems_are_refused_before_anything_is_written(tiny, tmp_path, capsys):
+    source = write_images(tmp_path / "images", ["same.png", "same.bmp", "sub/same.png"])
+    assert sample_condition.main(tiny.arguments(source, tmp_path / "results")) == 2
+    assert "would both be saved as same" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_full_disk_stops_with_a_message_and_damages_nothing(tiny, images, whole, tmp_path, capsys):
+    arguments = tiny.arguments(images, tmp_path, "--record=none")
+    assert sample_condition.main([*arguments, "--limit=1"]) == 0
+    before = result_files(tmp_path / "inpainting")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # less than one measurement
+    try:
+        assert sample_condition.main(arguments) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = capsys.readouterr().err
+    assert os.strerror(errno.EFBIG) in message
+    assert "free some space" in message
+    after = result_files(tmp_path / "inpainting")
+    assert {n: after[n] for n in before} == before
+    assert not [n for n in after if n.endswith(".part")]
+    assert sample_condition.main(arguments) == 0
+    recon = {n: d for n, d in result_files(whole).items() if "recon" in n}
+    assert {n: d for n, d in result_files(tmp_path).items() if "recon" in n} == recon
+
+
+def test_output_folder_that_cannot_be_written(tiny, images, tmp_path, capsys):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    if os.access(folder, os.W_OK):  # root may write everywhere but into the kernel's folders
+        folder = Path("/proc/results")
+    assert sample_condition.main(tiny.arguments(images, folder)) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    (tmp_path / "file").write_text("kept")
+    assert sample_condition.main(tiny.arguments(images, tmp_path / "file")) == 2
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_masks_of_single_images_fail_alone_and_one_for_all_at_once(tiny, images, tmp_path, capsys):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.new("L", (64, 64), 255).save(masks / "p0.png")
+    Image.new("L", (32, 64), 255).save(masks / "p1.png")
+    folder = tmp_path / "results"
+    arguments = tiny.arguments(images, folder, "--limit=3")
+    many = ["--set", f"task.measurement.mask_opt.mask={masks}"]
+    assert sample_condition.main([*arguments, *many]) == 1
+    errors = {r["file"]: r["error"] for r in records(folder)}
+    assert errors["p0.png"] is None
+    assert "the mask is 32x64" in errors["p1.png"]
+    assert "no mask" in errors["p2.png"]
+    one = ["--set", f"task.measurement.mask_opt.mask={masks / 'p1.png'}", "--overwrite"]
+    capsys.readouterr()
+    assert sample_condition.main([*arguments, *one]) == 2
+    assert "the mask is 32x64" in capsys.readouterr().err
+    assert len(records(folder)) == 3
+
+
+def test_memory_running_out_loses_no_image(tiny, images, whole, tmp_path, monkeypatch, capsys):
+    import util.restoration as restoration
+
+    sizes, sample = [], restoration.sample
+
+    def small(prior, method, problem, noise, callback):
+        sizes.append(len(problem.y))
+        if len(problem.y) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sample(prior, method, problem, noise, callback)
+
+    monkeypatch.setattr(restoration, "sample", small)
+    assert sample_condition.main(tiny.arguments(images, tmp_path, "--batch_size=5")) == 0
+    assert sizes == [5, 2, 2, 1, 1]
+    assert sorted(r["file"] for r in records(tmp_path)) == NAMES
+    assert "out of memory with 5 images" in capsys.readouterr().err
+    for name in NAMES:
+        one, two = (Image.open(f / "inpainting/recon" / name) for f in (whole, tmp_path))
+        assert abs(np.asarray(one, int) - np.asarray(two, int)).max() <= 1

@@ -1,16 +1,12 @@
 """Whole runs of the command line: interrupted, resumed, divided, and on damaged input."""
 
-import csv
-import errno
 import json
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
 import socket
-import stat
 import sys
 import time
 from pathlib import Path
@@ -21,45 +17,10 @@ import torch
 from PIL import Image
 
 import sample_condition
-from tests.tiny import TinyRun, result_files, write_images
+from tests.tiny import NAMES, records, result_files
 from util.results import Results
 
-NAMES = [f"p{i}.png" for i in range(6)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TinyRun:
-    return TinyRun(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def images(tiny) -> Path:
-    return write_images(tiny.folder / "images", NAMES)
-
-
-@pytest.fixture(scope="module")
-def whole(tiny, images) -> Path:
-    """An uninterrupted run at batch size 1."""
-    folder = tiny.folder / "whole"
-    assert sample_condition.main(tiny.arguments(images, folder)) == 0
-    return folder
-
-
-def records(folder: Path) -> list[dict]:
-    lines = [
-        json.loads(line)
-        for path in sorted((folder / "inpainting").glob("manifest.*.jsonl"))
-        for line in path.read_text().splitlines()
-    ]
-    return [line for line in lines if "file" in line]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _child(arguments: list[str], environment: dict[str, str], log: str) -> None:
@@ -258,124 +219,6 @@ def test_batches_agree_up_to_rounding(tiny, images, whole, tmp_path):
         assert abs(one - four).max() <= 1
         files = [f / "inpainting/input" / name.replace("png", "npy") for f in (whole, tmp_path)]
         np.testing.assert_array_equal(np.load(files[0]), np.load(files[1]))
-
-
-def test_bad_files_are_reported_and_the_rest_restored(tiny, images, tmp_path, capsys, monkeypatch):
-    source = tmp_path / "bad images"
-    good = ["with space.png", "\u00e4\u00f6 \u6f22.png", "a/same.png", "b/same.png", "1#50%.png"]
-    write_images(source, good)
-    whole = (images / "p0.png").read_bytes()
-    (source / "zero.png").write_bytes(b"")
-    (source / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (source / "text.jpg").write_text("no image")
-    (source / "notes.txt").write_text("not looked at")
-    os.symlink(tmp_path / "nowhere", source / "gone.png")
-    Image.new("L", (2000, 2000)).save(source / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
-    bad = ["zero.png", "cut.png", "text.jpg", "gone.png", "bomb.png"]
-    folder = tmp_path / "results"
-    assert sample_condition.main(tiny.arguments(source, folder)) == 1
-    said = capsys.readouterr().err
-    by_name = {r["file"]: r for r in records(folder)}
-    assert sorted(by_name) == sorted(good + bad)
-    assert all(by_name[name]["error"] for name in bad)
-    assert all(by_name[name]["error"] is None for name in good)
-    assert all(f"failed {name}: " in said for name in bad)
-    assert "more pixels than are safe" in by_name["bomb.png"]["error"]
-    root = folder / "inpainting"
-    assert all((root / "recon" / name).exists() for name in good)
-    with open(root / "metrics.csv", encoding="utf-8") as file:
-        rows = [row["file"] + ".png" for row in csv.DictReader(file)]
-    assert rows == [*sorted(good), "mean.png"]
-    # A failed image is tried again at the next start, a finished one is not.
-    (source / "zero.png").write_bytes(whole)
-    for name in bad[1:]:
-        (source / name).unlink()
-    assert sample_condition.main(tiny.arguments(source, folder)) == 0
-    assert [r["file"] for r in records(folder)].count("zero.png") == 2
-    assert len(records(folder)) == len(good) + len(bad) + 1
-
-
-def test_equal_stems_are_refused_before_anything_is_written(tiny, tmp_path, capsys):
-    source = write_images(tmp_path / "images", ["same.png", "same.bmp", "sub/same.png"])
-    assert sample_condition.main(tiny.arguments(source, tmp_path / "results")) == 2
-    assert "would both be saved as same" in capsys.readouterr().err
-    assert not (tmp_path / "results").exists()
-
-
-def test_full_disk_stops_with_a_message_and_damages_nothing(tiny, images, whole, tmp_path, capsys):
-    arguments = tiny.arguments(images, tmp_path, "--record=none")
-    assert sample_condition.main([*arguments, "--limit=1"]) == 0
-    before = result_files(tmp_path / "inpainting")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # less than one measurement
-    try:
-        assert sample_condition.main(arguments) == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    message = capsys.readouterr().err
-    assert os.strerror(errno.EFBIG) in message
-    assert "free some space" in message
-    after = result_files(tmp_path / "inpainting")
-    assert {n: after[n] for n in before} == before
-    assert not [n for n in after if n.endswith(".part")]
-    assert sample_condition.main(arguments) == 0
-    recon = {n: d for n, d in result_files(whole).items() if "recon" in n}
-    assert {n: d for n, d in result_files(tmp_path).items() if "recon" in n} == recon
-
-
-def test_output_folder_that_cannot_be_written(tiny, images, tmp_path, capsys):
-    folder = tmp_path / "locked"
-    folder.mkdir()
-    folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    if os.access(folder, os.W_OK):  # root may write everywhere but into the kernel's folders
-        folder = Path("/proc/results")
-    assert sample_condition.main(tiny.arguments(images, folder)) == 2
-    assert "cannot be written" in capsys.readouterr().err
-    (tmp_path / "file").write_text("kept")
-    assert sample_condition.main(tiny.arguments(images, tmp_path / "file")) == 2
-    assert (tmp_path / "file").read_text() == "kept"
-
-
-def test_masks_of_single_images_fail_alone_and_one_for_all_at_once(tiny, images, tmp_path, capsys):
-    masks = tmp_path / "masks"
-    masks.mkdir()
-    Image.new("L", (64, 64), 255).save(masks / "p0.png")
-    Image.new("L", (32, 64), 255).save(masks / "p1.png")
-    folder = tmp_path / "results"
-    arguments = tiny.arguments(images, folder, "--limit=3")
-    many = ["--set", f"task.measurement.mask_opt.mask={masks}"]
-    assert sample_condition.main([*arguments, *many]) == 1
-    errors = {r["file"]: r["error"] for r in records(folder)}
-    assert errors["p0.png"] is None
-    assert "the mask is 32x64" in errors["p1.png"]
-    assert "no mask" in errors["p2.png"]
-    one = ["--set", f"task.measurement.mask_opt.mask={masks / 'p1.png'}", "--overwrite"]
-    capsys.readouterr()
-    assert sample_condition.main([*arguments, *one]) == 2
-    assert "the mask is 32x64" in capsys.readouterr().err
-    assert len(records(folder)) == 3
-
-
-def test_memory_running_out_loses_no_image(tiny, images, whole, tmp_path, monkeypatch, capsys):
-    import util.restoration as restoration
-
-    sizes, sample = [], restoration.sample
-
-    def small(prior, method, problem, noise, callback):
-        sizes.append(len(problem.y))
-        if len(problem.y) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return sample(prior, method, problem, noise, callback)
-
-    monkeypatch.setattr(restoration, "sample", small)
-    assert sample_condition.main(tiny.arguments(images, tmp_path, "--batch_size=5")) == 0
-    assert sizes == [5, 2, 2, 1, 1]
-    assert sorted(r["file"] for r in records(tmp_path)) == NAMES
-    assert "out of memory with 5 images" in capsys.readouterr().err
-    for name in NAMES:
-        one, two = (Image.open(f / "inpainting/recon" / name) for f in (whole, tmp_path))
-        assert abs(np.asarray(one, int) - np.asarray(two, int)).max() <= 1
 
 
 def test_films_and_progress_images(tiny, images, tmp_path):

@@ -1,5 +1,6 @@
 """A run small enough for tests: 64x64 photographs, a tiny network with random weights."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from guided_diffusion.unet import UNetConfig, UNetModel
 
 ROOT = Path(__file__).parent.parent
 SIZE = 64
+NAMES = [f"p{i}.png" for i in range(6)]
 STEPS = 4
 _MODEL = {
     "image_size": SIZE,
@@ -99,3 +101,13 @@ def result_files(root: Path) -> dict[str, bytes]:
         for path in sorted(root.rglob("*"))
         if path.is_file() and not path.name.startswith(("manifest.", "config.", "report."))
     }
+
+
+def records(folder: Path, operator: str = "inpainting") -> list[dict]:
+    """Of the images of a run, in the order of its manifests."""
+    lines = [
+        json.loads(line)
+        for path in sorted((folder / operator).glob("manifest.*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    return [line for line in lines if "file" in line]
