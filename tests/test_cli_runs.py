@@ -178,7 +178,7 @@ def test_other_settings_are_refused(tiny, images, whole, tmp_path, capsys):
 def test_stated_defaults_are_not_other_settings(tiny, images, whole, tmp_path, capsys):
     folder = tmp_path / "results"
     shutil.copytree(whole, folder)
-    defaults = ["task.data.overlap=16", "task.conditioning.params.init=aligned"]
+    defaults = ["diffusion.eta=0", "task.conditioning.params.init=aligned"]
     stated = ["--fit=crop", *(f"--set={d}" for d in defaults)]
     assert sample_condition.main(tiny.arguments(images, folder, *stated)) == 0
     assert len(records(folder)) == len(NAMES)  # nothing was done again
