@@ -9,7 +9,7 @@ image. Shapes: x_t [B, 3, H, W], y [B, ...].
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -23,9 +23,22 @@ from util.randomness import NoiseSource
 from util.registry import Registry
 
 
+class Extent(Protocol):
+    """Over what norm and choice are taken: the image, or parts of it."""
+
+    def distance(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
+        """Distance d of measured from y, both [B, ...]: [B]."""
+
+    def scores(self, residuals: Tensor) -> Tensor:
+        """Squared norms of the residuals [m, B, ...] of m candidates: [m, B, parts...]."""
+
+    def at_pixels(self, values: Tensor) -> Tensor:
+        """Values [B, parts...] where they hold: [B, 1, H, W], or what expands to it."""
+
+
 @dataclass(frozen=True)
 class WholeImage:
-    """The published extent of distance and choice: one norm and one candidate for an image.
+    """The published extent: one norm and one candidate for an image.
 
     factor: of the distance, for images of another size than the model's
     """
@@ -33,31 +46,25 @@ class WholeImage:
     factor: float = 1.0
 
     def distance(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
-        """d = factor || y - measured || [B]."""
         return self.factor * noiser.distance(y, measured)
 
     def scores(self, residuals: Tensor) -> Tensor:
-        """Squared norms of the residuals [m, B, ...] of m candidates: [m, B]."""
         return residuals.flatten(2).square().sum(2)
 
     def at_pixels(self, values: Tensor) -> Tensor:
-        """Values of choices [B] where they hold: [B, 1, H, W] or what expands to it."""
         return values[:, None, None, None]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be solved: y = noise(A(x)), and the diffusion process that knows about x.
-
-    extent: over what norm and choice are taken; WholeImage, or another with its methods
-    """
+    """What is to be solved: y = noise(A(x)), and the diffusion process that knows about x."""
 
     y: Tensor
     operator: Operator
     noiser: NoiseModel
     diffusion: GaussianDiffusion
     image_shape: tuple[int, int, int]  # [3, H, W]
-    extent: Any = WholeImage()
+    extent: Extent = WholeImage()
 
     def distance(self, x0_hat: Tensor) -> Tensor:
         """d, the distance of A(x0_hat) from y: [B]."""

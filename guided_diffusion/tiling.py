@@ -155,11 +155,14 @@ class WindowExtent:
     def __init__(self, tiling: Tiling, frame: Frame, y: Tensor, border: int = 0) -> None:
         rows = _AxisExtent.lay(tiling.rows, frame.top, frame.height, y.shape[-2], border)
         columns = _AxisExtent.lay(tiling.columns, frame.left, frame.width, y.shape[-1], border)
-        self._weights = [torch.as_tensor(axis.weights).to(y) for axis in (rows, columns)]
-        self._parts = [torch.as_tensor(axis.parts).to(y) for axis in (rows, columns)]
-        self._owners = [torch.as_tensor(axis.owners).to(y.device) for axis in (rows, columns)]
-        share = np.sqrt(np.outer(rows.pixels, columns.pixels)) / tiling.size
-        self._share = torch.as_tensor(share).to(y)
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.as_tensor(array, dtype=y.dtype, device=y.device)
+
+        self._weights = tensor(rows.weights), tensor(columns.weights)
+        self._parts = tensor(rows.parts), tensor(columns.parts)
+        self._owners = [torch.as_tensor(axis.owners, device=y.device) for axis in (rows, columns)]
+        self._share = tensor(np.sqrt(np.outer(rows.pixels, columns.pixels)) / tiling.size)
 
     def distance(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
         """Sum over windows of share || y - measured ||_window: [B]."""

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.dataloader import read_image
-from guided_diffusion.condition_methods import Problem, ProximalSampling, WholeImage
+from guided_diffusion.condition_methods import Extent, Problem, ProximalSampling, WholeImage
 from guided_diffusion.framing import Frame
 from guided_diffusion.measurements import OPERATORS, Inpainting, Operator, OperatorContext
 from guided_diffusion.noise_models import GaussianNoise
@@ -125,7 +124,7 @@ class Comparison:
         return self._restore(self.y, self.operator, prior, extent, "photograph")
 
     def _restore(
-        self, y: Tensor, operator: Operator, prior: Prior, extent: Any, name: str
+        self, y: Tensor, operator: Operator, prior: Prior, extent: Extent, name: str
     ) -> Tensor:
         shape = (3, operator.context.height, operator.context.width)
         problem = Problem(y, operator, GaussianNoise(SIGMA), prior.diffusion, shape, extent)
