@@ -294,7 +294,7 @@ def test_report_and_commands(table):
     text = report.read_text()
     assert "## A small_table" in text
     assert "python3 sample_condition.py" in text
-    assert (report.parent / "results_small.png").is_file()
+    assert Image.open(report.parent / "results_small.jpg").format == "JPEG"
     assert "--set" in (table.parent / "out" / "small_commands.txt").read_text()
 
 

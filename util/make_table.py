@@ -26,6 +26,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from util.atomic import save_atomically
 from util.cli import add_device, add_set, command_parser, report_errors, resolve_device
 from util.errors import UserError
@@ -37,6 +39,8 @@ from util.tables.figure import figure
 from util.tables.measure import Scorer, TableResult, run_table
 from util.tables.render import latex, markdown, to_csv
 from util.tables.spec import TableSpec, check_spec, load_spec
+
+_JPEG_QUALITY = 85
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -106,12 +110,12 @@ class Writer:
 
 
 def write_figure(path: Path, table: TableResult) -> str | None:
-    """The table's figure as a file, if it has one; its name."""
+    """The table's figure as a PNG or JPEG file, as its ending says, if it has one; its name."""
     picture = figure(table)
     if picture is None:
         return None
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    picture.save(buffer, format=Image.registered_extensions()[path.suffix], quality=_JPEG_QUALITY)
     write(path, buffer.getvalue())
     return path.name
 
@@ -135,7 +139,8 @@ def report(path: Path, made: Sequence[tuple[str, TableResult]], command: str) ->
         "",
     ]
     for name, table in made:
-        image = write_figure(path.with_name(f"{path.stem}_{name}.png"), table)
+        # A document is carried about, so its pictures are small.
+        image = write_figure(path.with_name(f"{path.stem}_{name}.jpg"), table)
         cell = next((c.cell for row in table.cells for c in row if c.cell.row.method), None)
         parts.append(markdown(table, image))
         if cell is not None:
