@@ -212,8 +212,6 @@ class Inpainting(LinearOperator):
 
     def __init__(self, *, context: OperatorContext, masks: Tensor | None = None) -> None:
         super().__init__(context)
-        if context.mask is None and masks is None:
-            raise UserError("inpainting: the task config needs measurement.mask_opt")
         self.masks = masks
 
     def bind(self, keys: Sequence[ImageKey]) -> "Inpainting":
@@ -227,6 +225,8 @@ class Inpainting(LinearOperator):
 
     def _mask(self, key: ImageKey) -> np.ndarray:
         c = self.context
+        if c.mask is None:
+            raise UserError("inpainting: the task config needs measurement.mask_opt")
         if c.mask.mask is not None:
             return read_mask(c.mask.mask, key.name, c.height, c.width)
         return random_mask(c.mask, c.height, c.width, key.numpy("mask"))

@@ -102,10 +102,20 @@ def holes(height, width):
     return mask
 
 
+@pytest.mark.parametrize("fit", ["crop", "tile"])
+def test_a_mask_that_is_to_be_drawn_must_be_described(tmp_path, capsys, fit):
+    arguments = write_configs(tmp_path, "inpainting")
+    save(tmp_path / "images" / "a.png", photograph(32, 32))
+    more = ["--data_root", tmp_path / "images", "--fit", fit]
+    assert run(*arguments, *more, "--set", "task.measurement.mask_opt=null") == 2
+    assert "needs measurement.mask_opt" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
 @pytest.mark.parametrize("source", ["folder", "file", "alpha"])
 def test_missing_parts_are_filled(tmp_path, files, source):
     pixels, mask = photograph(40, 36), holes(40, 36)
-    given = []
+    given = ["--set", "task.measurement.mask_opt=null"]  # nothing is drawn
     if source == "alpha":
         save(files / "sub" / "a.png", np.dstack([pixels, mask]))
     else:

@@ -7,7 +7,6 @@ Images of the same size are put into batches; everything that depends on the siz
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -141,9 +140,11 @@ class ProblemBuilder:
     def _check(self) -> None:
         task, fit = self.config.task, self.dataset.fit
         operator = self.operator(self.size, self.size)
-        mask = task.mask_opt.mask if task.mask_opt else None
-        if fit in ("crop", "resize") and (mask is None or Path(mask).is_file()):
-            operator.bind([ImageKey(self.seed, "")])  # a mask that fits no image is found here
+        masks = task.mask_opt.folder if task.mask_opt else None
+        unstated = task.mask_opt is None and not self.dataset.measured
+        if unstated or (fit in ("crop", "resize") and masks is None):
+            # No mask_opt, or one that fits no image of the model's size, is found here.
+            operator.bind([ImageKey(self.seed, "")])
         if not operator.linear and (fit in ("pad", "tile") or self.dataset.measured):
             raise UserError(
                 f"{task.operator.name}: works on images of the model's size that are measured "
