@@ -196,7 +196,6 @@ def test_bad_masks(tmp_path):
         (OPERATORS, "gaussian_blur", {"intensity": 0.0}, "positive"),
         (OPERATORS, "motion_blur", {"intensity": 2.0}, r"\[0, 1\]"),
         (OPERATORS, "motion_blur", {"kernel_size": 61, "kernel": "nowhere.npy"}, "no such kernel"),
-        (OPERATORS, "inpainting", {}, "mask_opt"),
         (NOISES, "gaussian", {"sigma": -1.0}, "negative"),
         (NOISES, "poisson", {"rate": 0.0}, "positive"),
     ],
