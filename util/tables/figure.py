@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from util.tables.measure import TableResult
 
 _GAP = 4
-_LABEL_WIDTH = 130
-_HEADER = 20
+_HEADER = 22
+_FONT_SIZE = 13
 _LARGEST = 192  # side of one picture; larger ones are shrunk
 
 
@@ -22,21 +22,22 @@ def figure(table: TableResult) -> Image.Image | None:
         side = min(_LARGEST, max(first.size))
     tasks = table.spec.tasks
     pitch = side + _GAP
-    rows = len(table.cells) + 1
-    width = _LABEL_WIDTH + len(tasks) * (len(names) * pitch + _GAP)
-    sheet = Image.new("RGB", (width, _HEADER + rows * pitch), "white")
+    titles = ["original", *(row[0].cell.row.name for row in table.cells)]
+    font = ImageFont.load_default(_FONT_SIZE)
+    margin = 3 * _GAP + int(max(font.getlength(title) for title in titles))
+    width = margin + len(tasks) * (len(names) * pitch + _GAP)
+    sheet = Image.new("RGB", (width, _HEADER + len(titles) * pitch), "white")
     draw = ImageDraw.Draw(sheet)
 
     def column(i: int, j: int) -> int:
-        return _LABEL_WIDTH + i * (len(names) * pitch + _GAP) + j * pitch
+        return margin + i * (len(names) * pitch + _GAP) + j * pitch
 
     for i, task in enumerate(tasks):
-        draw.text((column(i, 0), _HEADER / 2), task.name, fill="black", anchor="lm")
+        draw.text((column(i, 0), _HEADER / 2), task.name, "black", font, anchor="lm")
         for j, name in enumerate(names):
             _paste(sheet, label_of.get(name), (column(i, j), _HEADER), side)
-    titles = ["original", *(row[0].cell.row.name for row in table.cells)]
     for k, title in enumerate(titles):
-        draw.text((_GAP, _HEADER + k * pitch + side / 2), title, fill="black", anchor="lm")
+        draw.text((_GAP, _HEADER + k * pitch + side / 2), title, "black", font, anchor="lm")
     for k, row in enumerate(table.cells, 1):
         for i, cell in enumerate(row):
             for j, name in enumerate(names):
