@@ -255,6 +255,9 @@ def test_the_key_knows_what_decides_a_result(table):
     assert keys(set=["diffusion.timestep_respacing=5"])[1] != method
     assert keys(set=["task.measurement.noise.sigma=0.5"])[0] != baseline
     assert keys(set=[], measurement_seed=3)[1] != method
+    assert keys(set=[], measurement_seed=None, precision="bf16")[0] == baseline
+    assert keys(precision="bf16")[1] != method
+    change(table, precision=None)
     stated = ["task.data.fit=crop", "task.measurement.noise.sigma=1e-2", "diffusion.sampler=ddpm"]
     assert keys(set=stated, measurement_seed=None) == (baseline, method)
     folder = [f"task.data.root={table.parent}"]  # not asked whether it holds the same
@@ -288,6 +291,14 @@ def test_steadiness_over_five_seeds_of_one_measurement(table):
     assert float(read_csv(table)["measurement", "sr", "std_over_seeds"]["mean"]) > 0
 
 
+def test_a_precision_that_the_device_lacks_leaves_dashes(table):
+    assert run(table, "--limit", "1", "--precision", "fp16") == 1  # no processor runs it
+    found = read_csv(table)
+    assert "--precision fp16" in found["DPPS", "sr", ""]["problem"]
+    assert found["classical", "sr", "psnr"]["mean"]
+    assert "The network ran in fp16." in (table.parent / "out" / "small.md").read_text()
+
+
 def test_report_and_commands(table):
     report = table.parent / "docs" / "results.md"
     assert run(table, "--limit", "1", f"--report={report}") == 0
@@ -309,9 +320,9 @@ def test_dry_run_takes_what_is_there(table, restored):
     assert read_csv(table)["DPPS", "sr", "psnr"] == before["DPPS", "sr", "psnr"]
 
 
-@pytest.mark.parametrize("measurement_seed", [None, 5])
-def test_the_command_of_a_cell_reproduces_its_number(table, tmp_path, measurement_seed):
-    change(table, measurement_seed=measurement_seed)
+@pytest.mark.parametrize(("measurement_seed", "precision"), [(None, None), (5, "fp32")])
+def test_the_command_of_a_cell_reproduces_its_number(table, tmp_path, measurement_seed, precision):
+    change(table, measurement_seed=measurement_seed, precision=precision)
     run(table, "--limit", "2", "--seeds", "3")
     cell = build_cells(load_spec(table))[2][0]
     words = shlex.split(cell.command(3, 2))
@@ -342,7 +353,7 @@ def test_an_unreadable_photograph_is_left_out_of_every_cell(table):
         ({"compare": "nobody"}, "nobody"),
         ({"seeds": [1, 1]}, "seeds"),
         ({"metrics": ["psnr", "mse"]}, "mse"),
-        ({"tasks": [{"name": "a", "config": "missing.yaml"}]}, "missing.yaml"),
+        ({"precision": "bf8"}, 'unknown precision "bf8"; known: fp32'),
         ({"colour": "red"}, "colour"),
     ],
 )

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from guided_diffusion.precision import PRECISIONS
 from util.atomic import save_atomically
 from util.cli import add_device, add_set, command_parser, report_errors, resolve_device
 from util.errors import UserError
@@ -53,6 +54,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--limit", type=int, metavar="N", help="the first N images only")
     add("--seeds", type=int, nargs="+", metavar="K", help="seeds, instead of the table's")
     add("--batch_size", type=int, metavar="B", help="images restored at a time")
+    add("--precision", choices=tuple(PRECISIONS), help="of the network, instead of the table's")
     add("--data_root", metavar="DIR", help="a folder of images, instead of the table's data")
     add(
         "--metrics",
@@ -72,7 +74,7 @@ def load_table(path: str, args: argparse.Namespace) -> TableSpec:
     spec = load_spec(path)
     changes = {
         name: getattr(args, name)
-        for name in ("limit", "seeds", "batch_size", "metrics")
+        for name in ("limit", "seeds", "batch_size", "precision", "metrics")
         if getattr(args, name) is not None
     }
     if args.data_root is not None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from data.dataloader import DATASETS, Dataset, output_name
+from guided_diffusion.precision import Execution
 from guided_diffusion.sampling import Prior, build_prior
 from util.atomic import save_atomically
 from util.baselines import BASELINES
@@ -188,7 +189,7 @@ class Runner:
     ) -> Iterator[tuple[Outcome, ImageRecord]]:
         """Batch by batch, each recorded."""
         config = cell.config
-        prior, dataset = self._prior(config), self.dataset(config)
+        prior, dataset = self._prior(cell), self.dataset(config)
         results.save_run(config.raw, {"seed": settings.seed, "table_row": cell.row.name})
         for batch in _chunks(names, settings.batch_size):
             counting = _Counting(prior.model)
@@ -216,11 +217,13 @@ class Runner:
             results.save_restored(case.output, case.label, image)
             yield Outcome([name]), record
 
-    def _prior(self, config: RunConfig) -> Prior:
-        key = f"{config.model} {config.diffusion}"
+    def _prior(self, cell: Cell) -> Prior:
+        model, diffusion = cell.config.model, cell.config.diffusion
+        key = f"{model} {diffusion} {cell.precision}"
         if key not in self._priors:
             self._priors.clear()  # one network in memory at a time
-            self._priors[key] = build_prior(config.model, config.diffusion, self.device)
+            execution = Execution(cell.precision)
+            self._priors[key] = build_prior(model, diffusion, self.device, execution)
         return self._priors[key]
 
 

@@ -136,6 +136,8 @@ def footnotes(table: TableResult) -> list[str]:
     notes.append(
         f"Noise sigma {', '.join(sorted(sigmas))} on the range [-1, 1] (half of it on [0, 1])."
     )
+    if spec.precision is not None:
+        notes.append(f"The network ran in {spec.precision}.")
     if spec.steadiness:
         enough = any(c.steadiness for row in table.cells for c in row)
         kept = "fixed" if spec.measurement_seed is not None else "drawn anew for every seed"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guided_diffusion.condition_methods import CONDITIONING
+from guided_diffusion.precision import PRECISIONS
 from util.baselines import BASELINES
 from util.config import parse_dataclass, read_yaml
 from util.effective import effective_settings
@@ -54,6 +55,7 @@ class TableSpec:
     limit: images restored, the first ones by name (None: all)
     seeds: of the random numbers; every image is restored once per seed
     measurement_seed: of kernel, mask and noise (None: the cell's seed)
+    precision: number format of the network (None: the model config's)
     compare: the row that the others are compared with, image by image
     steadiness: report the per-pixel standard deviation over the seeds (at least 5)
     figure_images: photographs per task in the figure
@@ -72,6 +74,7 @@ class TableSpec:
     seeds: list[int] = field(default_factory=lambda: [0])
     measurement_seed: int | None = None
     batch_size: int = 1
+    precision: str | None = None
     metrics: list[str] = field(default_factory=lambda: ["psnr", "ssim", "lpips"])
     compare: str | None = None
     steadiness: bool = False
@@ -104,6 +107,10 @@ def check_spec(spec: TableSpec, where: str) -> None:
         raise UserError(f'{where}: compare: there is no row "{spec.compare}"')
     if not spec.seeds or len(set(spec.seeds)) < len(spec.seeds):
         raise UserError(f"{where}: seeds: at least one is needed, and they must differ")
+    if spec.precision is not None and spec.precision not in PRECISIONS:
+        raise UserError(
+            f'{where}: unknown precision "{spec.precision}"; known: {", ".join(PRECISIONS)}'
+        )
     if not spec.metrics:
         raise UserError(f"{where}: metrics: at least one is needed")
     for metric in spec.metrics:
@@ -127,6 +134,7 @@ class Cell:
     files: tuple[str, str, str]  # model, diffusion and task config
     overrides: tuple[str, ...]
     measurement_seed: int | None
+    precision: str | None = None  # of the network; None: the model config's
 
     @cached_property
     def key(self) -> str:
@@ -137,6 +145,8 @@ class Cell:
         effective = effective_settings(self.config)
         if self.row.method:
             effective["weights"] = _weights(self.config.model.model_path)
+            if self.precision is not None:
+                effective["precision"] = self.precision
         else:
             # A baseline depends on the measurement alone, so tables share it.
             task = {k: v for k, v in effective["task"].items() if k != "conditioning"}
@@ -154,6 +164,7 @@ class Cell:
         words += ["--seed", str(seed)]
         if self.measurement_seed not in (None, seed):
             words += ["--measurement_seed", str(self.measurement_seed)]
+        words += [] if self.precision is None else ["--precision", self.precision]
         words += [] if limit is None else ["--limit", str(limit)]
         return shlex.join(words)
 
@@ -185,7 +196,8 @@ def _cell(spec: TableSpec, row: RowSpec, task: TaskSpec) -> Cell:
         config = load_run_config(*files, overrides)
     except UserError as error:
         raise UserError(f'row "{row.name}", task "{task.name}": {error}') from None
-    return Cell(row, task, config, files, tuple(overrides), spec.measurement_seed)
+    seed, precision = spec.measurement_seed, spec.precision
+    return Cell(row, task, config, files, tuple(overrides), seed, precision)
 
 
 def _with_conditioning(
