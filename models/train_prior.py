@@ -17,18 +17,19 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.dataloader import find_images, read_image
+from data.dataloader import find_images
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.precision import lacks
 from guided_diffusion.unet import UNetConfig, UNetModel
 from models.check_prior import print_validation, validation_images, validation_loss
+from models.muon import Muon, split_for_muon
+from models.photo_store import PhotoStore
 from util.atomic import save_atomically
 from util.checkpoint import load_model, load_state, model_config, save_weights
 from util.cli import (
@@ -75,6 +76,7 @@ class TrainConfig:
     validation_root: str = ""
     min_side: int = 256
     small_share: float = 0.25
+    optimiser: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 6e-4
     warmup: int = 300
     ema_decay: float = 0.999
@@ -85,61 +87,16 @@ class TrainConfig:
     compile: bool = False
 
 
-class PhotoStore:
-    """Photographs in one flat uint8 buffer on the device; crops are gathered from it at once.
-
-    Photographs with both sides above 2 * `min_side` are kept at half size as well. Crops come
-    from those smaller than `min_side` with probability `small_share`, else from the others,
-    in proportion to their pixels.
-    """
-
-    def __init__(
-        self, root: str | Path, config: TrainConfig, largest_crop: int, device: torch.device
-    ) -> None:
-        photos, skipped = [], []
-        for path in find_images(root):
-            try:
-                photo = read_image(path)
-            except UserError as error:
-                skipped.append(str(error))
-                continue
-            photos.append(np.asarray(photo))
-            if min(photo.size) >= 2 * config.min_side:
-                photos.append(np.asarray(photo.reduce(2)))
-        photos = [p for p in photos if min(p.shape[:2]) >= largest_crop]
-        for message in skipped:
-            print(f"skipped: {message}", file=sys.stderr)
-        if not photos:
-            raise UserError(
-                f"{root}: no photograph is as large as the largest crop ({largest_crop} pixels); "
-                "use larger photographs or smaller crops"
-            )
-        shapes = torch.tensor([p.shape[:2] for p in photos])
-        sizes = shapes.prod(1)
-        self.count = len(photos)
-        self.shapes = shapes
-        self.offsets = torch.cumsum(sizes, 0) - sizes
-        self.pixels = torch.from_numpy(np.concatenate([p.reshape(-1, 3) for p in photos]))
-        self.pixels = self.pixels.to(device)
-        small = shapes.amin(1) < config.min_side
-        self.weights = sizes.double()
-        if small.any() and not small.all():
-            for group, share in ((small, config.small_share), (~small, 1 - config.small_share)):
-                self.weights[group] *= share / self.weights[group].sum()
-
-    def crops(self, count: int, size: int, generator: torch.Generator) -> Tensor:
-        """`count` random crops, flipped at random: float32 [count, 3, size, size] in [-1, 1]."""
-        picks = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        free = self.shapes[picks] - size + 1
-        corner = (torch.rand(count, 2, generator=generator) * free).long()
-        flip = torch.rand(count, generator=generator) < 0.5
-        along = torch.arange(size)
-        rows = corner[:, :1] + along
-        columns = corner[:, 1:] + torch.where(flip[:, None], along.flip(0), along)
-        width = self.shapes[picks, 1][:, None, None]
-        index = self.offsets[picks][:, None, None] + rows[:, :, None] * width + columns[:, None]
-        crops = self.pixels[index.to(self.pixels.device)]
-        return crops.permute(0, 3, 1, 2).float() / 127.5 - 1
+def make_optimisers(config: TrainConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
+    """What updates the weights: AdamW, or Muon with AdamW for what is no hidden matrix."""
+    hidden, others = [], list(model.parameters())
+    if config.optimiser == "muon":
+        hidden, others = split_for_muon(model)
+    fused = others[0].device.type == "cuda"
+    adamw = torch.optim.AdamW(
+        others, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=fused
+    )
+    return [adamw, *([Muon(hidden, config.learning_rate)] if hidden else [])]
 
 
 def draw_timesteps(bands: list[TimestepBand], count: int, generator: torch.Generator) -> Tensor:
@@ -203,13 +160,7 @@ class Trainer:
         self.layout = torch.contiguous_format if on_cpu else torch.channels_last
         self.model = model.to(self.device, memory_format=self.layout)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=self.config.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=0.0,
-            fused=self.device.type == "cuda",
-        )
+        self.optimisers = make_optimisers(self.config, self.model)
         self.iteration = 0
         self.forward = torch.compile(self.model) if self.config.compile else self.model
         self.autocast = (
@@ -229,6 +180,11 @@ class Trainer:
                 f"{self.path}: checkpoint of another architecture; choose another run_dir or "
                 "give back the model config it was started with"
             )
+        if saved["optimiser"] != self.config.optimiser:
+            raise UserError(
+                f"{self.path}: this run was started with optimiser {saved['optimiser']}; choose "
+                "another run_dir for a new one"
+            )
         begun_from = saved.get("initial_weights", self.config.initial_weights)
         if begun_from != self.config.initial_weights:
             raise UserError(
@@ -237,7 +193,8 @@ class Trainer:
             )
         self.model.load_state_dict(saved["model"])
         self.ema.load_state_dict(saved["ema"])
-        self.optimiser.load_state_dict(saved["optimiser"])
+        for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
         self.iteration = saved["iteration"]
 
     def save(self) -> None:
@@ -247,7 +204,8 @@ class Trainer:
             "initial_weights": self.config.initial_weights,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": self.config.optimiser,
+            "optimisers": [o.state_dict() for o in self.optimisers],
             "iteration": self.iteration,
         }
         save_atomically(self.path, lambda file: torch.save(state, file))
@@ -281,9 +239,10 @@ class Trainer:
         return mse.detach().mean(), len(x0)
 
     def _update(self, loss: Tensor) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.learning_rate()
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.learning_rate()
+            optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         if not torch.isfinite(norm):
@@ -291,7 +250,8 @@ class Trainer:
                 f"training diverged at iteration {self.iteration} (loss {loss.item()}); the last "
                 f"good checkpoint is {self.path}; lower learning_rate and start again"
             )
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         decay = min(self.config.ema_decay, (1 + self.iteration) / (10 + self.iteration))
         averaged, current = list(self.ema.parameters()), list(self.model.parameters())
         torch._foreach_lerp_(averaged, [p.detach() for p in current], 1 - decay)
@@ -324,7 +284,8 @@ def train(config: TrainConfig, device: torch.device) -> Trainer:
             raise UserError(f"crops: size {crop.size} is not a multiple of {multiple}")
     if config.validation_root:
         find_images(config.validation_root)  # an empty folder is found now, not after the training
-    store = PhotoStore(config.data_root, config, max(c.size for c in config.crops), device)
+    largest = max(crop.size for crop in config.crops)
+    store = PhotoStore(config.data_root, largest, device, config.min_side, config.small_share)
     trainer = Trainer(config, unet_config, device)
     trainer.resume()
     print(f"{store.count} photographs (half sizes included), starting at {trainer.iteration}")

@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from models.muon import orthogonalised, split_for_muon
+from models.photo_store import PhotoStore
 from models.train_prior import (
     CropSpec,
-    PhotoStore,
     TimestepBand,
     TrainConfig,
     Trainer,
@@ -55,7 +56,9 @@ def losses(config: TrainConfig) -> list[tuple[str, str]]:
         return [(row["iteration"], row["mse"]) for row in csv.DictReader(file)]
 
 
-def test_resumed_run_repeats_an_uninterrupted_one(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_resumed_run_repeats_an_uninterrupted_one(config, optimiser, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, optimiser=optimiser)
     whole = train(config, CPU)
     resumed_config = dataclasses.replace(
         config, run_dir=str(tmp_path / "resumed"), output=str(tmp_path / "resumed.pt")
@@ -86,7 +89,7 @@ def test_written_weights_load_strictly(config):
 
 
 def test_crops_come_from_the_photographs(config):
-    store = PhotoStore(config.data_root, config, 16, CPU)
+    store = PhotoStore(config.data_root, 16, CPU, config.min_side)
     assert store.count == 3  # the larger one is there at half size as well
     crops = store.crops(8, 16, torch.Generator().manual_seed(0))
     assert crops.shape == (8, 3, 16, 16)
@@ -121,15 +124,15 @@ def test_variance_gradient_does_not_reach_the_mean():
 
 def test_bad_photographs(config, tmp_path, capsys):
     (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
-    store = PhotoStore(config.data_root, config, 16, CPU)
+    store = PhotoStore(config.data_root, 16, CPU, config.min_side)
     assert store.count == 3
     assert "broken.png: not a readable image" in capsys.readouterr().err
     with pytest.raises(UserError, match="as large as the largest crop .512"):
-        PhotoStore(config.data_root, config, 512, CPU)
+        PhotoStore(config.data_root, 512, CPU)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match="no images"):
-        PhotoStore(empty, config, 16, CPU)
+        PhotoStore(empty, 16, CPU)
 
 
 def test_another_architecture_is_not_resumed(config, tmp_path):
@@ -140,6 +143,36 @@ def test_another_architecture_is_not_resumed(config, tmp_path):
     with pytest.raises(UserError, match="another architecture"):
         train(config, CPU)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_another_optimiser_is_not_resumed(config):
+    train(config, CPU)
+    with pytest.raises(UserError, match="started with optimiser adamw"):
+        train(dataclasses.replace(config, optimiser="muon"), CPU)
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6)])
+def test_orthogonalised_matrices_keep_their_singular_vectors(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    inner = u.T @ orthogonalised(matrix) @ v.T  # the singular values on the diagonal
+    values = inner.diagonal()
+    assert 0.6 < values.min() < values.max() < 1.3
+    assert (inner - values.diag()).abs().max() < 0.05  # bfloat16
+
+
+def test_muon_gets_the_hidden_matrices(config):
+    model = Trainer(config, model_config(config.model_config), CPU).model
+    hidden, others = (set(map(id, part)) for part in split_for_muon(model))
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert hidden | others == names.keys()
+    assert not hidden & others
+    assert {"input_blocks.0.0.weight", "out.2.weight", "time_embed.0.weight"} <= {
+        names[i] for i in others
+    }
+    assert {"middle_block.1.qkv.weight", "middle_block.0.in_layers.2.weight"} <= {
+        names[i] for i in hidden
+    }
 
 
 def test_timesteps_come_from_the_bands_by_their_shares():

@@ -1,0 +1,73 @@
+"""Photographs to train on, and random crops of them."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.dataloader import find_images, read_image
+from util.errors import UserError
+
+
+class PhotoStore:
+    """Photographs in one flat uint8 buffer on the device; crops are gathered from it at once.
+
+    Photographs with both sides above 2 * `min_side` are kept at half size as well. Crops come
+    from those smaller than `min_side` with probability `small_share`, else from the others,
+    in proportion to their pixels.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        largest_crop: int,
+        device: torch.device,
+        min_side: int = 256,
+        small_share: float = 0.25,
+    ) -> None:
+        photos, skipped = [], []
+        for path in find_images(root):
+            try:
+                photo = read_image(path)
+            except UserError as error:
+                skipped.append(str(error))
+                continue
+            photos.append(np.asarray(photo))
+            if min(photo.size) >= 2 * min_side:
+                photos.append(np.asarray(photo.reduce(2)))
+        photos = [p for p in photos if min(p.shape[:2]) >= largest_crop]
+        for message in skipped:
+            print(f"skipped: {message}", file=sys.stderr)
+        if not photos:
+            raise UserError(
+                f"{root}: no photograph is as large as the largest crop ({largest_crop} pixels); "
+                "use larger photographs or smaller crops"
+            )
+        shapes = torch.tensor([p.shape[:2] for p in photos])
+        sizes = shapes.prod(1)
+        self.count = len(photos)
+        self.shapes = shapes
+        self.offsets = torch.cumsum(sizes, 0) - sizes
+        self.pixels = torch.from_numpy(np.concatenate([p.reshape(-1, 3) for p in photos]))
+        self.pixels = self.pixels.to(device)
+        small = shapes.amin(1) < min_side
+        self.weights = sizes.double()
+        if small.any() and not small.all():
+            for group, share in ((small, small_share), (~small, 1 - small_share)):
+                self.weights[group] *= share / self.weights[group].sum()
+
+    def crops(self, count: int, size: int, generator: torch.Generator) -> Tensor:
+        """`count` random crops, flipped at random: float32 [count, 3, size, size] in [-1, 1]."""
+        picks = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        free = self.shapes[picks] - size + 1
+        corner = (torch.rand(count, 2, generator=generator) * free).long()
+        flip = torch.rand(count, generator=generator) < 0.5
+        along = torch.arange(size)
+        rows = corner[:, :1] + along
+        columns = corner[:, 1:] + torch.where(flip[:, None], along.flip(0), along)
+        width = self.shapes[picks, 1][:, None, None]
+        index = self.offsets[picks][:, None, None] + rows[:, :, None] * width + columns[:, None]
+        crops = self.pixels[index.to(self.pixels.device)]
+        return crops.permute(0, 3, 1, 2).float() / 127.5 - 1
