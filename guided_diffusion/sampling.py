@@ -73,6 +73,12 @@ class Prior:
         move = SAMPLERS.get(self.sampler)(self.diffusion, prior, x_t, time, **options)
         return prior, move
 
+    def with_process(self, diffusion: DiffusionConfig) -> "Prior":
+        """The same network with another process and sampler."""
+        return replace(
+            self, diffusion=diffusion.build(), sampler=diffusion.sampler, eta=diffusion.eta
+        )
+
     def extent(self, height: int, width: int) -> WholeImage:
         """That gives guidance scales the meaning they have at the model's own size."""
         size = self.image_size

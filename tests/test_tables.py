@@ -13,6 +13,8 @@ import yaml
 from PIL import Image
 
 import sample_condition
+from guided_diffusion import precision, sampling
+from guided_diffusion.precision import Execution
 from tests import golden_data
 from util import make_table, restoration
 from util.errors import UserError
@@ -242,6 +244,24 @@ def test_one_photograph_costs_the_fid_alone(table, monkeypatch):
         "FID left out: it needs at least 2 images"
         in (table.parent / "out" / "small.md").read_text()
     )
+
+
+def test_cells_share_a_network(table, monkeypatch):
+    built = []
+
+    def watch(*args):
+        built.append(args[-1])
+        return sampling.build_prior(*args)
+
+    monkeypatch.setattr(cells, "build_prior", watch)
+    monkeypatch.setattr(precision, "_compile", lambda network, *_: network)
+    rows = [
+        {"name": n, "method": "dpps", "set": [f"diffusion.timestep_respacing={n}"]} for n in "234"
+    ]
+    change(table, rows=rows, compare=None)
+    assert run(table, "--limit", "1", "--compile") == 0
+    assert built == [Execution(None, compile=True)]
+    assert [float(read_csv(table)[n, "sr", "psnr"]["evaluations"]) for n in "234"] == [2, 3, 4]
 
 
 def test_the_key_knows_what_decides_a_result(table):

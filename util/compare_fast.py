@@ -1,7 +1,6 @@
 """Does --fast change the quality? Paired PSNR differences over photographs and seeds."""
 
 import argparse
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,7 +46,7 @@ def compare_fast(args: argparse.Namespace, device: torch.device) -> dict[str, An
     figures: dict[str, Any] = {"images": len(names), "seeds": args.seeds}
     for task in args.tasks:
         guided, params = diffusion.guided(task)
-        priors = [replace(prior, diffusion=guided.build()) for prior in (exact, fast)]
+        priors = [prior.with_process(guided) for prior in (exact, fast)]
         found: tuple[dict[tuple[str, int], float], ...] = ({}, {})  # PSNR by image and seed
         for name in names:
             label = dataset.load(name)[None].to(device)

@@ -96,7 +96,7 @@ class Comparison:
         operator = OPERATORS.get(task)(context=context).bind([key])
         y = GaussianNoise(SIGMA)(operator(label), key.numpy("noise"))
         guided, params = diffusion.guided(task)
-        prior = replace(prior, diffusion=guided.build())
+        prior = prior.with_process(guided)
         return cls(operator, y, prior, ProximalSampling(**params), size)
 
     def view(self) -> Tensor:

@@ -55,6 +55,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", metavar="K", help="seeds, instead of the table's")
     add("--batch_size", type=int, metavar="B", help="images restored at a time")
     add("--precision", choices=tuple(PRECISIONS), help="of the network, instead of the table's")
+    add("--compile", action="store_true", help="run the network through torch.compile")
     add("--data_root", metavar="DIR", help="a folder of images, instead of the table's data")
     add(
         "--metrics",
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = []
     try:
         for name, spec in specs:
-            runner = Runner(Path(args.cache), device, spec.batch_size, args.dry_run)
+            runner = Runner(Path(args.cache), device, spec.batch_size, args.dry_run, args.compile)
             scorer = Scorer(spec.metrics, options)
             table = run_table(spec, runner, scorer, Writer(Path(args.out), name))
             made.append((name, table))

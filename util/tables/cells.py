@@ -136,15 +136,21 @@ class _Counting(nn.Module):
 
 
 class Runner:
-    """Runs cells; keeps the last prior and data set, which neighbouring cells share.
+    """Runs cells; keeps the last network and data set, which neighbouring cells share.
 
     With `dry_run` nothing is restored: cells that miss images raise UserError.
     """
 
     def __init__(
-        self, cache: Path, device: torch.device, batch_size: int, dry_run: bool = False
+        self,
+        cache: Path,
+        device: torch.device,
+        batch_size: int,
+        dry_run: bool = False,
+        compile: bool = False,
     ) -> None:
         self.dry_run = dry_run
+        self.compile = compile
         self.cache = cache
         self.device = device
         self.batch_size = batch_size
@@ -219,12 +225,12 @@ class Runner:
 
     def _prior(self, cell: Cell) -> Prior:
         model, diffusion = cell.config.model, cell.config.diffusion
-        key = f"{model} {diffusion} {cell.precision}"
+        key = f"{model} {cell.precision}"
         if key not in self._priors:
             self._priors.clear()  # one network in memory at a time
-            execution = Execution(cell.precision)
+            execution = Execution(cell.precision, self.compile)
             self._priors[key] = build_prior(model, diffusion, self.device, execution)
-        return self._priors[key]
+        return self._priors[key].with_process(diffusion)
 
 
 def _chunks(names: Sequence[str], size: int) -> Iterator[list[str]]:
