@@ -175,6 +175,7 @@ class AcceleratedNetwork:
     """A network run as an `Execution` says: (x_t [B, 3, H, W], timesteps [B]) -> float32.
 
     Differentiable once with respect to x_t. The weights are converted in place.
+    `compile_seconds` is what compiling has taken so far.
     """
 
     def __init__(self, network: UNetModel, execution: Execution, device: torch.device) -> None:
@@ -188,6 +189,7 @@ class AcceleratedNetwork:
         if self.channels_last:
             network.to(memory_format=torch.channels_last)
         self.compile = execution.compile
+        self.compile_seconds = 0.0
         self._compiled: dict[tuple, Callable] = {}
 
     def __call__(self, x: Tensor, timesteps: Tensor) -> Tensor:
@@ -215,8 +217,10 @@ class AcceleratedNetwork:
             return self.network
         key = (*x.shape, torch.is_grad_enabled() and x.requires_grad)
         if key not in self._compiled:
+            started = time.perf_counter()
             with _matmul_format(self.tf32):
                 self._compiled[key] = _compile(self.network, x, timesteps)
+            self.compile_seconds += time.perf_counter() - started
         return self._compiled[key]
 
 

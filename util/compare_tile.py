@@ -85,19 +85,26 @@ class Comparison:
     prior: Prior
     method: ProximalSampling
     size: int  # of the windows, in pixels
+    seed: int = 0
 
     @classmethod
     def measure(
-        cls, task: str, label: Tensor, prior: Prior, diffusion: DiffusionConfig, size: int
+        cls,
+        task: str,
+        label: Tensor,
+        prior: Prior,
+        diffusion: DiffusionConfig,
+        size: int,
+        seed: int = 0,
     ) -> "Comparison":
         """`label` [1, 3, H, W] measured by `task`; steps and guidance are the task's."""
-        key = ImageKey(0, "photograph")
+        key = ImageKey(seed, "photograph")
         context = OperatorContext(*label.shape[-2:], label.device, mask=MaskConfig())
         operator = OPERATORS.get(task)(context=context).bind([key])
         y = GaussianNoise(SIGMA)(operator(label), key.numpy("noise"))
         guided, params = diffusion.guided(task)
         prior = prior.with_process(guided)
-        return cls(operator, y, prior, ProximalSampling(**params), size)
+        return cls(operator, y, prior, ProximalSampling(**params), size, seed)
 
     def view(self) -> Tensor:
         """The measurement to look at, [3, H, W]."""
@@ -128,7 +135,7 @@ class Comparison:
     ) -> Tensor:
         shape = (3, operator.context.height, operator.context.width)
         problem = Problem(y, operator, GaussianNoise(SIGMA), prior.diffusion, shape, extent)
-        noise = PerImageNoise([ImageKey(0, name)], y.device)
+        noise = PerImageNoise([ImageKey(self.seed, name)], y.device)
         return sample(prior, self.method, problem, noise)[0]
 
 
@@ -147,14 +154,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--model_config", default="configs/demo_model_config.yaml", help="network")
     add("--diffusion_config", default="configs/demo_diffusion_config.yaml", help="steps, guidance")
     add("--overlap", type=int, help="pixels that windows share (default: a quarter window)")
+    add("--seed", type=int, default=0, help="of kernel, mask, noise and samples")
     add("--precision", choices=tuple(PRECISIONS), help="of the network")
+    add("--compile", action="store_true", help="run the network through torch.compile")
     add_device(parser)
     args = parser.parse_args(argv)
 
     device = resolve_device(args.device)
     model = load_model_config(args.model_config)
     diffusion = load_diffusion_config(args.diffusion_config)
-    prior = build_prior(model, diffusion, device, Execution(args.precision))
+    prior = build_prior(model, diffusion, device, Execution(args.precision, args.compile))
     size = model.unet.image_size
     label = to_tensor(read_image(args.photograph))[None].to(device)
     height, width = (side - side % size for side in label.shape[-2:])
@@ -168,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overlap = size // 4 if args.overlap is None else args.overlap
     truth = to_pixels(label[0])
     for task in args.tasks:
-        comparison = Comparison.measure(task, label, prior, diffusion, size)
+        comparison = Comparison.measure(task, label, prior, diffusion, size, args.seed)
         restored = {"windows": comparison.windows(), "tile": comparison.tile(overlap)}
         images = [comparison.view(), *restored.values(), label[0]]
         _sheet(images).save(folder / f"{task}.png")

@@ -163,10 +163,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     specs = [(Path(path).stem, load_table(path, args)) for path in args.tables]
     device = resolve_device(args.device)
     options = parse_options(args, device)
+    runner = Runner(Path(args.cache), device, args.dry_run, args.compile)
     made = []
     try:
         for name, spec in specs:
-            runner = Runner(Path(args.cache), device, spec.batch_size, args.dry_run, args.compile)
             scorer = Scorer(spec.metrics, options)
             table = run_table(spec, runner, scorer, Writer(Path(args.out), name))
             made.append((name, table))

@@ -145,7 +145,6 @@ class Runner:
         self,
         cache: Path,
         device: torch.device,
-        batch_size: int,
         dry_run: bool = False,
         compile: bool = False,
     ) -> None:
@@ -153,7 +152,6 @@ class Runner:
         self.compile = compile
         self.cache = cache
         self.device = device
-        self.batch_size = batch_size
         self._priors: dict[str, Prior] = {}
         self._datasets: dict[str, Dataset] = {}
 
@@ -165,7 +163,7 @@ class Runner:
             self._datasets[key].check_outputs()
         return self._datasets[key]
 
-    def run(self, cell: Cell, seed: int, names: Sequence[str]) -> CellRun:
+    def run(self, cell: Cell, seed: int, names: Sequence[str], batch_size: int) -> CellRun:
         """The cell's images called `names`, those that are missing restored now.
 
         Raises whatever stops the run; images finished before that are kept.
@@ -179,7 +177,7 @@ class Runner:
         if self.dry_run:
             raise UserError(NOT_RUN)
         settings = Settings(
-            seed, self.batch_size, device=self.device, measurement_seed=cell.measurement_seed
+            seed, batch_size, device=self.device, measurement_seed=cell.measurement_seed
         )
         work = self._baseline if cell.row.baseline else self._restore
         for done, record in work(cell, settings, missing, Results(run.root)):
@@ -200,11 +198,11 @@ class Runner:
         for batch in _chunks(names, settings.batch_size):
             counting = _Counting(prior.model)
             counted = dataclasses.replace(prior, model=counting)
+            compiled = prior.model.compile_seconds
             outcome = restore_dataset(cell, settings, dataset, batch, counted, results)
+            seconds = outcome.seconds - (prior.model.compile_seconds - compiled)
             n = len(batch)
-            record = ImageRecord(
-                outcome.seconds / n, counting.evaluations / n, counting.gradients / n
-            )
+            record = ImageRecord(seconds / n, counting.evaluations / n, counting.gradients / n)
             yield outcome, record
 
     def _baseline(

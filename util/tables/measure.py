@@ -197,7 +197,7 @@ def _run_cell(
 ) -> CellResult:
     result = CellResult(cell)
     try:
-        runs = {seed: runner.run(cell, seed, names) for seed in spec.seeds}
+        runs = {seed: runner.run(cell, seed, names, spec.batch_size) for seed in spec.seeds}
         failed = [
             f"{n} (seed {seed}): {run.images[n].error}"
             for seed, run in runs.items()
