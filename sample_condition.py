@@ -80,7 +80,6 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
     wanted = (args.device or "auto") if args.gpu is None else f"cuda:{args.gpu}"
     device = resolve_device(local_device(wanted))
     dataset = config.task.data.build(DATASETS, image_size=config.model.unet.image_size)
-    dataset.check_outputs()
     names = list(dataset.names)[: args.limit]
     method = config.task.conditioning.build(CONDITIONING)
     record = parse_record(args.record, method.first_step(config.diffusion.build()) + 1)
@@ -121,7 +120,8 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
             if world.is_first:
                 world.wait_for_others(stop)
     except Interrupted:
-        log.warning("stopped by signal %d; the same command goes on from here", stop.signal)
+        again = "the same command without --overwrite" if args.overwrite else "the same command"
+        log.warning("stopped by signal %d; %s goes on from here", stop.signal, again)
     if not world.is_first:
         return stop.exit_status or 0
     return report(results, plan, names, time.perf_counter() - started, stop)

@@ -5,6 +5,7 @@ To add one, register a class with `names` and `load`; its keyword arguments are 
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from util.errors import UserError
 from util.image_files import is_grey, read_image, read_picture
 from util.img_utils import IMAGE_SUFFIXES, centre_crop, to_tensor
+from util.logger import get_logger
 from util.manifest import holds_results
 from util.registry import Registry
 
@@ -30,7 +32,7 @@ def find_images(root: str | Path) -> list[Path]:
         raise UserError(f"{root}: no such folder of images")
     found = []
     seen: set[str] = set()  # a link to a folder above would be walked without end
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_passed_over):
         real = os.path.realpath(folder)
         if real in seen or (Path(folder) != root and holds_results(folder)):
             folders.clear()
@@ -41,6 +43,10 @@ def find_images(root: str | Path) -> list[Path]:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{root}: no images in this folder or below it (looked for {kinds})")
     return sorted(found)
+
+
+def _passed_over(error: OSError) -> None:
+    get_logger().warning("%s: not searched (%s)", error.filename, error.strerror)
 
 
 def _is_image(name: str) -> bool:
@@ -81,8 +87,14 @@ class Dataset:
         """The image called `name`, [3, H, W] in [-1, 1]: at the model's size S x S, or, where
         fit is "pad" or "tile", at its own.
 
-        Raises UserError for an unreadable image and, where fit is "crop", a smaller one.
+        Raises UserError for an unreadable image, for one whose results would lie where another's
+        do, and, where fit is "crop", for a smaller one.
         """
+        first = self._first_with_output[output_name(name)]
+        if name != first:
+            raise UserError(
+                f"{name}: would be saved as {output_name(name)}, as {first} is; rename one of them"
+            )
         image = self.open(name)
         size = self.image_size
         if self.fit in ("pad", "tile"):
@@ -109,15 +121,10 @@ class Dataset:
         }[self.fit]
         return f"{how} (data.fit: {self.fit})"
 
-    def check_outputs(self) -> None:
-        """UserError if two images would write the same result file."""
-        written: dict[str, str] = {}
-        for name in self.names:
-            other = written.setdefault(output_name(name), name)
-            if other != name:
-                raise UserError(
-                    f"{other} and {name} would both be saved as {output_name(name)}; rename one"
-                )
+    @cached_property
+    def _first_with_output(self) -> dict[str, str]:
+        """The image that each result file belongs to: the first of those with its name."""
+        return {output_name(name): name for name in reversed(self.names)}
 
 
 def output_name(name: str) -> str:

@@ -26,6 +26,8 @@ PRECISIONS = {
 }
 # Up to this many pixels a GPU waits for the launches of kernels, which CUDA graphs replay.
 _CUDA_GRAPH_PIXELS = 2 * 256 * 256
+# torch.compile gives up on a function after eight shapes, and each takes a minute or more.
+_MOST_COMPILED = 8
 _WARM_UPS = {"default": 1, "reduce-overhead": 3}  # calls until a mode runs at full speed
 
 
@@ -216,6 +218,9 @@ class AcceleratedNetwork:
         if not self.compile:
             return self.network
         key = (*x.shape, torch.is_grad_enabled() and x.requires_grad)
+        if key not in self._compiled and len(self._compiled) >= _MOST_COMPILED:
+            get_logger().info("%d shapes are compiled; others run without", _MOST_COMPILED)
+            self._compiled[key] = self.network
         if key not in self._compiled:
             started = time.perf_counter()
             with _matmul_format(self.tf32):

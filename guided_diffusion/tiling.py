@@ -81,18 +81,27 @@ class Tiling:
     def __init__(self, height: int, width: int, size: int, overlap: int) -> None:
         self.size = size
         self.rows, self.columns = Axis(height, size, overlap), Axis(width, size, overlap)
+        self._on_device: dict[tuple, list[tuple[slice, Tensor]]] = {}
 
     def __len__(self) -> int:
         return len(self.rows.starts) * len(self.columns.starts)
 
     def windows(self, like: Tensor) -> Iterator[Window]:
         """The windows, with weights of the type and on the device of `like`."""
-        for down, top in zip(self.rows.weights, self.rows.starts, strict=True):
-            rows = slice(top, top + self.size)
-            for across, left in zip(self.columns.weights, self.columns.starts, strict=True):
-                columns = slice(left, left + self.size)
-                weight = np.outer(down[rows], across[columns])
-                yield Window(rows, columns, torch.as_tensor(weight).to(like))
+        for rows, down in self._parts(self.rows, like):
+            for columns, across in self._parts(self.columns, like):
+                yield Window(rows, columns, torch.outer(down, across))
+
+    def _parts(self, axis: Axis, like: Tensor) -> list[tuple[slice, Tensor]]:
+        """Each window of an axis and its weights [size], copied to the device once."""
+        key = (axis, like.device, like.dtype)
+        if key not in self._on_device:
+            parts = [slice(start, start + axis.size) for start in axis.starts]
+            self._on_device[key] = [
+                (part, torch.as_tensor(row[part]).to(like))
+                for part, row in zip(parts, axis.weights, strict=True)
+            ]
+        return self._on_device[key]
 
 
 class TiledModel:

@@ -24,6 +24,7 @@ from guided_diffusion.sampling import Prior, build_prior
 from util.cli import add_device, command_parser, report_errors, resolve_device
 from util.errors import UserError
 from util.img_utils import to_pixels, to_tensor
+from util.logger import get_logger
 from util.randomness import ImageKey, PerImageNoise
 from util.run_config import load_diffusion_config, load_model_config
 
@@ -33,9 +34,13 @@ DENOISED_TIMESTEPS = (50, 150, 300, 500)
 
 def validation_images(root: str, multiple: int, device: torch.device) -> Iterator[Tensor]:
     """The photographs below `root`, [3, H, W], cut to sides that are multiples of `multiple`; they
-    are read one after the other."""
+    are read one after the other, and those that cannot be are named and left out."""
     for path in find_images(root):
-        x = to_tensor(read_image(path))
+        try:
+            x = to_tensor(read_image(path))
+        except UserError as error:
+            get_logger().warning("skipped: %s", error)
+            continue
         height, width = (side - side % multiple for side in x.shape[1:])
         yield x[:, :height, :width].to(device)
 
@@ -47,7 +52,11 @@ def validation_loss(
     """Mean squared noise error on `images` [3, H, W] at each of VALIDATION_TIMESTEPS.
 
     diffusion: all its steps, not respaced
+
+    Raises UserError where there are no images.
     """
+    if not images:
+        raise UserError("none of the photographs to validate on could be read")
     generator = torch.Generator().manual_seed(seed)
     losses = {}
     for timestep in VALIDATION_TIMESTEPS:

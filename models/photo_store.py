@@ -1,6 +1,5 @@
 """Photographs to train on, and random crops of them."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from data.dataloader import find_images, read_image
 from util.errors import UserError
+from util.logger import get_logger
 
 
 class PhotoStore:
@@ -27,19 +27,21 @@ class PhotoStore:
         min_side: int = 256,
         small_share: float = 0.25,
     ) -> None:
-        photos, skipped = [], []
+        photos = []
         for path in find_images(root):
             try:
                 photo = read_image(path)
             except UserError as error:
-                skipped.append(str(error))
+                get_logger().warning("skipped: %s", error)
                 continue
             photos.append(np.asarray(photo))
             if min(photo.size) >= 2 * min_side:
                 photos.append(np.asarray(photo.reduce(2)))
+        found = len(photos)
         photos = [p for p in photos if min(p.shape[:2]) >= largest_crop]
-        for message in skipped:
-            print(f"skipped: {message}", file=sys.stderr)
+        if len(photos) < found:
+            too_small = found - len(photos)
+            get_logger().warning("%d photograph(s) are smaller than the largest crop", too_small)
         if not photos:
             raise UserError(
                 f"{root}: no photograph is as large as the largest crop ({largest_crop} pixels); "

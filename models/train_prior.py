@@ -180,10 +180,12 @@ class Trainer:
                 f"{self.path}: checkpoint of another architecture; choose another run_dir or "
                 "give back the model config it was started with"
             )
-        if saved["optimiser"] != self.config.optimiser:
+        optimiser = saved.get("optimiser")
+        if optimiser != self.config.optimiser:
+            known = optimiser if isinstance(optimiser, str) else "of another version"
             raise UserError(
-                f"{self.path}: this run was started with optimiser {saved['optimiser']}; choose "
-                "another run_dir for a new one"
+                f"{self.path}: this run was started with optimiser {known}; choose another run_dir "
+                "for a new one"
             )
         begun_from = saved.get("initial_weights", self.config.initial_weights)
         if begun_from != self.config.initial_weights:
@@ -198,7 +200,6 @@ class Trainer:
         self.iteration = saved["iteration"]
 
     def save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "unet": dataclasses.asdict(self.unet_config),
             "initial_weights": self.config.initial_weights,
@@ -208,8 +209,14 @@ class Trainer:
             "optimisers": [o.state_dict() for o in self.optimisers],
             "iteration": self.iteration,
         }
-        save_atomically(self.path, lambda file: torch.save(state, file))
-        save_weights(self.ema.state_dict(), self.config.output, torch.float16)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_atomically(self.path, lambda file: torch.save(state, file))
+            save_weights(self.ema.state_dict(), self.config.output, torch.float16)
+        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
+            raise UserError(
+                f"{self.path}: cannot be written ({error}); the last good checkpoint stays"
+            ) from None
 
     def learning_rate(self) -> float:
         """Linear warm-up, then half a cosine down to 2 % of the peak at the last iteration."""

@@ -4,6 +4,7 @@ import csv
 import errno
 import os
 import resource
+import signal
 import stat
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import sample_condition
 from data.dataloader import ImageFolder, find_images
 from tests.tiny import NAMES, SIZE, records, result_files, write_images
 from tests.tiny_run import photograph, run, save, write_configs
+from util import compute_metric, restoration
 from util.errors import UserError
 from util.img_utils import read_mask
 
@@ -201,11 +203,123 @@ def test_bad_files_are_reported_and_the_rest_restored(tiny, images, tmp_path, ca
     assert len(records(folder)) == len(good) + len(bad) + 1
 
 
-def test_equal_stems_are_refused_before_anything_is_written(tiny, tmp_path, capsys):
+@pytest.mark.parametrize("option", ["--data_root", "--measurements"])
+def test_names_that_are_no_valid_text(tmp_path, option):
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        save(tmp_path / "images" / name, photograph(32, 32))
+    except OSError:
+        pytest.skip("this file system takes valid UTF-8 alone")
+    arguments = write_configs(tmp_path, "gaussian_blur")
+    assert run(*arguments, option, tmp_path / "images") == 0
+    root = tmp_path / "results" / "gaussian_blur"
+    assert (root / "recon" / name).exists()
+    assert b"caf\xe9," in (root / "metrics.csv").read_bytes()
+    if option == "--data_root":
+        folders = ["--label", str(root / "label"), "--recon", str(root / "recon")]
+        assert compute_metric.main(folders) == 0
+        assert b"caf\xe9," in (root / "compute_metric.csv").read_bytes()
+
+
+def test_of_images_with_equal_stems_the_first_is_restored(tiny, tmp_path):
     source = write_images(tmp_path / "images", ["same.png", "same.bmp", "sub/same.png"])
-    assert sample_condition.main(tiny.arguments(source, tmp_path / "results")) == 2
-    assert "would both be saved as same" in capsys.readouterr().err
-    assert not (tmp_path / "results").exists()
+    assert sample_condition.main(tiny.arguments(source, tmp_path / "results")) == 1
+    errors = {r["file"]: r["error"] for r in records(tmp_path / "results")}
+    assert errors["same.bmp"] is errors["sub/same.png"] is None
+    assert "would be saved as same, as same.bmp is" in errors["same.png"]
+
+
+def test_another_image_of_the_same_stem_does_not_replace_results(tiny, tmp_path, capsys):
+    first = write_images(tmp_path / "first", ["a.png", "b.png"])
+    second = write_images(tmp_path / "second", ["a.bmp"])
+    assert sample_condition.main(tiny.arguments(first, tmp_path / "out")) == 0
+    before = result_files(tmp_path / "out")
+    assert sample_condition.main(tiny.arguments(second, tmp_path / "out")) == 2
+    assert "a.bmp" in (message := capsys.readouterr().err)
+    assert "holds results of a.png under the same name" in message
+    after = result_files(tmp_path / "out")
+    assert {k: v for k, v in after.items() if "recon" in k} == {
+        k: v for k, v in before.items() if "recon" in k
+    }
+    assert sample_condition.main(tiny.arguments(second, tmp_path / "out", "--overwrite")) == 0
+
+
+def test_images_of_several_sizes_are_batched_size_by_size(tmp_path, monkeypatch):
+    sizes, whole = [], restoration.sample
+
+    def watch(prior, method, problem, noise, callback):
+        sizes.append(tuple(problem.y.shape))
+        return whole(prior, method, problem, noise, callback)
+
+    monkeypatch.setattr(restoration, "sample", watch)
+    arguments = write_configs(tmp_path, "gaussian_blur")
+    for i, size in enumerate([(40, 32), (32, 40), (36, 36), (34, 34), (48, 32)] * 2):
+        save(tmp_path / "images" / f"{i}.png", photograph(*size))
+    more = ["--fit", "pad", "--batch_size", "2"]
+    assert run(*arguments, "--data_root", tmp_path / "images", *more) == 0
+    assert sum(shape[0] for shape in sizes) == 10
+    assert [shape[0] for shape in sizes].count(2) >= 3
+    assert len(records(tmp_path / "results", "gaussian_blur")) == 10
+
+
+def test_images_that_fail_between_do_not_part_a_batch(tmp_path):
+    arguments = write_configs(tmp_path, "gaussian_blur")
+    images = tmp_path / "images"
+    for i in (0, 9):
+        save(images / f"{i}.png", photograph(40, 40))
+    for i in range(1, 8):  # nothing is left of these within the border
+        save(images / f"{i}.png", photograph(8 + i, 8 + i))
+    more = ["--measurements", images, "--batch_size", "2", "--border", "8"]
+    assert run(*arguments, *more) == 1
+    errors = {r["file"]: r["error"] for r in records(tmp_path / "results", "gaussian_blur")}
+    assert [name for name, error in errors.items() if error is None] == ["0.png", "9.png"]
+    assert len(errors) == 9
+
+
+def test_a_kernel_may_be_larger_than_the_model(tmp_path):
+    arguments = write_configs(tmp_path, "motion_blur")
+    save(tmp_path / "images" / "a.png", photograph(80, 90))
+    np.save(tmp_path / "kernel.npy", np.full((71, 71), 1 / 71**2, np.float32))
+    more = ["--measurements", tmp_path / "images", "--kernel", tmp_path / "kernel.npy"]
+    assert run(*arguments, *more) == 0
+
+
+def test_settings_of_the_files_stay_with_measurements(tmp_path):
+    data = {"name": "measurements", "root": "elsewhere", "border": 5}
+    arguments = write_configs(tmp_path, "gaussian_blur", data)
+    save(tmp_path / "images" / "a.png", photograph(40, 32))
+    assert run(*arguments, "--measurements", tmp_path / "images") == 0
+    (record,) = records(tmp_path / "results", "gaussian_blur")
+    assert record["expected_residual"] == pytest.approx(0.05 * (3 * 30 * 22) ** 0.5, rel=1e-3)
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch, capsys):
+    images = write_images(tmp_path / "images", ["a.png", "sub/b.png"])
+    scan = os.scandir
+
+    def locked(path):
+        if Path(path).name == "sub":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    assert [path.name for path in find_images(images)] == ["a.png"]
+    assert "sub: not searched (Permission denied)" in capsys.readouterr().err
+
+
+def test_an_interrupted_overwriting_run_goes_on_without_that_option(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    images, out = write_images(tmp_path / "images", ["a.png", "b.png"]), tmp_path / "out"
+    save_image = restoration.Restoration._save_image
+
+    def stop_then_save(self, *rest):
+        signal.raise_signal(signal.SIGINT)
+        save_image(self, *rest)
+
+    monkeypatch.setattr(restoration.Restoration, "_save_image", stop_then_save)
+    assert sample_condition.main(tiny.arguments(images, out, "--overwrite")) == 130
+    assert "the same command without --overwrite goes on" in capsys.readouterr().err
 
 
 def test_full_disk_stops_with_a_message_and_damages_nothing(tiny, images, whole, tmp_path, capsys):
@@ -263,8 +377,6 @@ def test_masks_of_single_images_fail_alone_and_one_for_all_at_once(tiny, images,
 
 
 def test_memory_running_out_loses_no_image(tiny, images, whole, tmp_path, monkeypatch, capsys):
-    import util.restoration as restoration
-
     sizes, sample = [], restoration.sample
 
     def small(prior, method, problem, noise, callback):

@@ -65,6 +65,19 @@ def test_equals_the_metrics_of_a_run(tmp_path):
         assert own[name][:2] == found[name][:2]
 
 
+def test_images_too_small_for_a_metric_have_none(tmp_path, capsys):
+    for name, size in (("small", (5, 40)), ("usual", (16, 16))):
+        save(tmp_path / "label" / f"{name}.png", size=size)
+        save(tmp_path / "recon" / f"{name}.png", size=size, noise=9)
+    assert run(tmp_path) == 0
+    assert "no SSIM below 7x7 pixels" in capsys.readouterr().err
+    with (tmp_path / "compute_metric.csv").open() as file:
+        rows = {r["file"]: r for r in csv.DictReader(file)}
+    assert rows["small"]["psnr"]
+    assert rows["small"]["ssim"] == ""
+    assert rows["mean"]["ssim"] == rows["usual"]["ssim"] != ""
+
+
 def test_reports(folders, capsys):
     assert run(folders) == 0
     printed = capsys.readouterr().out

@@ -113,6 +113,18 @@ def test_compiled_functions_are_used_once_per_shape(monkeypatch):
     assert [o["dynamic"] for o in compiled] == [False, False]
 
 
+def test_no_more_shapes_are_compiled_than_torch_keeps(monkeypatch, caplog):
+    compiled = []
+    monkeypatch.setattr(precision.get_logger(), "propagate", True)
+    monkeypatch.setattr(torch, "compile", lambda network, **_: compiled.append(1) or network)
+    network = accelerated(Execution("fp32", compile=True))
+    with torch.no_grad():
+        for batch in range(1, 11):
+            network(X[:1].expand(batch, -1, -1, -1), T[:1].expand(batch))
+    assert len(compiled) == 8
+    assert "8 shapes are compiled; others run without" in caplog.text
+
+
 def test_a_compiler_that_fails_leaves_the_network_as_it_is(monkeypatch, caplog):
     def backend(network, **options):
         raise RuntimeError("no C++ compiler")

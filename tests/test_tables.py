@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 import sample_condition
+from data.dataloader import ImageFolder
 from guided_diffusion import precision, sampling
 from guided_diffusion.precision import Execution
 from tests import golden_data
@@ -215,6 +216,23 @@ def test_an_image_that_found_no_memory_is_tried_again(table, restored, monkeypat
     assert run(table, "--limit", "1") == 1
     assert "out of memory" in read_csv(table)["DPPS", "sr", ""]["problem"]
     monkeypatch.setattr(restoration, "sample", sample)
+    assert run(table, "--limit", "1") == 0
+
+
+def test_a_photograph_that_could_not_be_read_is_tried_again(table, monkeypatch):
+    load, locked = ImageFolder.load, True
+
+    def sometimes(self, name):
+        if locked and loads.append(name) is None and len(loads) > 1:  # not the first look
+            raise UserError(f"{name}: locked")
+        return load(self, name)
+
+    loads = []
+    monkeypatch.setattr(ImageFolder, "load", sometimes)
+    change(table, rows=[{"name": "DPPS", "method": "dpps"}], compare=None)
+    assert run(table, "--limit", "1") == 1
+    assert "locked" in read_csv(table)["DPPS", "sr", ""]["problem"]
+    locked = False
     assert run(table, "--limit", "1") == 0
 
 

@@ -108,8 +108,8 @@ def load_config(args: argparse.Namespace) -> RunConfig:
     if args.data_root is not None and args.measurements is not None:
         raise UserError("--data_root holds clean images, --measurements degraded ones; give one")
     given = {
-        "task.data.root": args.data_root,
-        "task.data": args.measurements and {"name": "measurements", "root": args.measurements},
+        "task.data.name": args.measurements and "measurements",
+        "task.data.root": args.data_root or args.measurements,
         "task.data.fit": args.fit,
         "task.data.border": args.border,
         "task.measurement.operator.kernel": args.kernel,

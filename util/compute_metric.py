@@ -108,8 +108,9 @@ class Measured:
 
     def summary(self) -> dict[str, Mean]:
         """Mean and standard error over the images, by metric; those of sets have no error."""
-        metrics = list(next(iter(self.rows.values())))
-        found = {m: mean_and_error([row[m] for row in self.rows.values()]) for m in metrics}
+        rows = self.rows.values()
+        metrics = dict.fromkeys(metric for row in rows for metric in row)
+        found = {m: mean_and_error([row[m] for row in rows if m in row]) for m in metrics}
         return found | {m: Mean(value, None, len(self.rows)) for m, value in self.sets.items()}
 
 
@@ -133,11 +134,13 @@ def measure(
         pair = read_pair(*paths)
         for metric in chosen.values():
             if not metric.is_defined(pair[0]):
-                side = metric.least_side
-                raise UserError(
-                    f"{paths[0]}: {metric.title} needs images of at least {side}x{side}"
-                )
-        rows[name] = {m: f(*pair) for m, f in functions.items() if not chosen[m].of_sets}
+                least = f"{metric.least_side}x{metric.least_side}"
+                get_logger().warning("%s: no %s below %s pixels", paths[0], metric.title, least)
+        rows[name] = {
+            m: f(*pair)
+            for m, f in functions.items()
+            if not chosen[m].of_sets and chosen[m].is_defined(pair[0])
+        }
         if any(metric.of_sets for metric in chosen.values()):
             for images, image in zip(sets, pair, strict=True):
                 images.append(image)
@@ -254,7 +257,7 @@ def _report_unmatched(matched: Matched) -> None:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(text.encode(errors="surrogateescape"))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); choose another with --csv and --json"

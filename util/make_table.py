@@ -79,7 +79,7 @@ def load_table(path: str, args: argparse.Namespace) -> TableSpec:
         if getattr(args, name) is not None
     }
     if args.data_root is not None:
-        changes["data"] = {"name": "folder", "root": args.data_root}
+        changes["data"] = {**(spec.data or {}), "name": "folder", "root": args.data_root}
     for override in args.overrides:
         if override.strip().startswith("task.conditioning"):
             raise UserError(

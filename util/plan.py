@@ -7,6 +7,7 @@ from typing import Any
 from data.dataloader import Dataset, output_name
 from guided_diffusion.measurements import Operator
 from util.effective import effective_settings
+from util.errors import UserError
 from util.hashing import array_mark, path_mark, settings_hash
 from util.manifest import (
     Manifest,
@@ -82,10 +83,23 @@ def make_plan(
     begun = check_settings(results.root, settings)
     config = settings_hash(settings)
     records = read_records(results.root, config)
+    _check_owners(results, records, names)
     todo = [n for n in names if not _finished(results, sources, n, records.get(n))]
     if not begun:
         Manifest(results.root).append_settings(settings)
     return Plan(todo, config, len(names) - len(todo))
+
+
+def _check_owners(results: Results, records: Mapping[str, Record], names: Sequence[str]) -> None:
+    """UserError where the results of one of `names` would replace those of another image."""
+    first = {output_name(name): name for name in reversed(names)}
+    for done in (record.file for record in records.values() if record.done):
+        name = first.get(output_name(done), done)
+        if name != done:
+            raise UserError(
+                f"{name}: {results.root} holds results of {done} under the same name; rename it, "
+                "choose another --save_dir, or replace all results with --overwrite"
+            )
 
 
 def _finished(results: Results, sources: Sources, name: str, record: Record | None) -> bool:

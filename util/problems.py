@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ from util.run_config import RunConfig
 # A restored image whose residual is this many times the noise's does not explain the measurement,
 # one with less than the inverse explains part of the noise.
 MISFIT_FACTOR = 2.0
+# Where images have any size, the operator is tried at this side at least: a kernel may be larger
+# than the model.
+_PROBED_SIDE = 1024
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ class ProblemBuilder:
 
     seed: of the measurement (kernel, masks, noise)
 
+    `probe` is the operator for images of the model's size, or larger where images may be.
+
     Raises UserError for a task that cannot be done in measurement mode or by windows.
     """
 
@@ -128,18 +134,26 @@ class ProblemBuilder:
         self.size = config.model.unet.image_size
         self.noiser: NoiseModel = config.task.noise.build(NOISES)
         self.operator = lru_cache(maxsize=4)(self._operator)
+        self._in_use: WeakValueDictionary[tuple[int, int], Operator] = WeakValueDictionary()
+        any_size = dataset.fit in ("pad", "tile")
+        side = max(self.size, _PROBED_SIDE) if any_size else self.size
+        self.probe = self.operator(side, side)
         self._check()
 
     def _operator(self, height: int, width: int) -> Operator:
-        """The operator for whole images of height x width."""
+        """The operator for whole images of height x width: the one that others of that size have,
+        as long as there are any, so that they can be joined."""
+        if (height, width) in self._in_use:
+            return self._in_use[height, width]
         context = OperatorContext(
             height, width, self.device, seed=self.seed, mask=self.config.task.mask_opt
         )
-        return self.config.task.operator.build(OPERATORS, context=context)
+        operator = self.config.task.operator.build(OPERATORS, context=context)
+        self._in_use[height, width] = operator
+        return operator
 
     def _check(self) -> None:
-        task, fit = self.config.task, self.dataset.fit
-        operator = self.operator(self.size, self.size)
+        task, fit, operator = self.config.task, self.dataset.fit, self.probe
         masks = task.mask_opt.folder if task.mask_opt else None
         unstated = task.mask_opt is None and not self.dataset.measured
         if unstated or (fit in ("crop", "resize") and masks is None):
@@ -174,7 +188,7 @@ class ProblemBuilder:
 
     def _measured(self, key: ImageKey, y: Tensor) -> Case:
         grey = self.dataset.is_grey(key.name)
-        factor = getattr(self.operator(self.size, self.size), "scale_factor", 1)
+        factor = getattr(self.probe, "scale_factor", 1)
         operator = self.operator(*(side * factor for side in y.shape[-2:]))
         said = torch.ones_like(y)
         if isinstance(operator, Inpainting):

@@ -19,8 +19,9 @@ CANDIDATE_BLOCK = 8
 
 
 def stream_key(seed: int, *names: str) -> bytes:
-    """SHA-256 digest that names a stream."""
-    return hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
+    """SHA-256 digest that names a stream; file names need not be valid UTF-8."""
+    text = "\0".join([str(seed), *names])
+    return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
 
 
 def numpy_stream(seed: int, *names: str) -> np.random.RandomState:

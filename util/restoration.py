@@ -32,8 +32,10 @@ from util.run_config import RunConfig
 from util.sources import Sources
 
 OUT_OF_MEMORY = "out of memory"  # how the reason of such a failure begins
+NOT_FINITE = "the sample is not finite"
 _NO_MEMORY = object()
 _READ_AHEAD = 4  # images decoded while others are restored
+_MOST_WAITING = 4  # batches that images of several sizes may fill in memory
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,7 @@ class Restoration:
         self.builder = ProblemBuilder(
             config, dataset, settings.seed_of_measurement, settings.device
         )
-        size = config.model.unet.image_size
-        self.operator: Operator = self.builder.operator(size, size)  # for the model's size
+        self.operator: Operator = self.builder.probe
         self.method.check(self.operator, self.builder.noiser)
         self.sources = Sources(dataset, config.task.mask_opt)
         self.world = world or World()
@@ -121,27 +122,24 @@ class Restoration:
 
     def _batches(self, names: Sequence[str]) -> Iterator[list[Case]]:
         """Readable images in batches of one size; the others are recorded as failed."""
-        cases: list[Case] = []
+        waiting: dict[tuple[int, int], list[Case]] = {}  # by size
         ahead = self.background.ahead(self.dataset.load, names, _READ_AHEAD)
         for position, (name, load) in enumerate(ahead):
             self.stop.check()
             case = self._case(name, load)
             if case is _NO_MEMORY:
-                if cases:  # what waits here may hold the memory that is missing
-                    yield cases
-                    cases = []
+                yield from waiting.values()  # they may hold the memory that is missing
+                waiting.clear()
                 case = self._second_try(name)
             if case is None:
                 continue
-            if cases and case.size != cases[0].size:
-                yield cases
-                cases = []
-            cases.append(case)
-            if len(cases) >= self._batch_size(case, len(names) - position):
-                yield cases
-                cases = []
-        if cases:
-            yield cases
+            waiting.setdefault(case.size, []).append(case)
+            batch_size = self._batch_size(case, len(names) - position)
+            if len(waiting[case.size]) >= batch_size:
+                yield waiting.pop(case.size)
+            elif sum(map(len, waiting.values())) >= _MOST_WAITING * batch_size:
+                yield waiting.pop(max(waiting, key=lambda size: len(waiting[size])))
+        yield from waiting.values()
 
     def _second_try(self, name: str) -> Case | None:
         release_memory(self.settings.device)
@@ -258,8 +256,8 @@ class Restoration:
                 done.recorder.save_film(case.output)
                 self._save_image(case, image, residual, done.seconds)
             else:
-                reason = "the sample is not finite; nothing was saved. Try a smaller "
-                self._fail(case.key.name, reason + "conditioning.params.scale", case)
+                reason = f"{NOT_FINITE}; nothing was saved. Try a smaller conditioning.params.scale"
+                self._fail(case.key.name, reason, case)
 
     def _save_image(self, case: Case, image: Tensor, residual: Residual, seconds: float) -> None:
         grey = self.settings.grey and case.grey

@@ -24,7 +24,7 @@ from util.baselines import BASELINES
 from util.errors import UserError
 from util.logger import get_logger
 from util.problems import ProblemBuilder
-from util.restoration import OUT_OF_MEMORY, Restoration, Settings
+from util.restoration import NOT_FINITE, Restoration, Settings
 from util.results import Results
 from util.run_config import RunConfig
 from util.tables.spec import Cell
@@ -82,15 +82,15 @@ class CellRun:
         return Results(self.root).path(kind, output_name(name))
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        """Images that are still to be restored; those that failed by themselves are not."""
+        """Images that are still to be restored; those whose samples diverged are not."""
         return [n for n in names if not self._finished(n)]
 
     def _finished(self, name: str) -> bool:
         record = self.images.get(name)
         if record is None:
             return False
-        if record.error is not None:  # another time there may be memory
-            return not record.error.startswith(OUT_OF_MEMORY)
+        if record.error is not None:  # another time there may be memory, or the missing file
+            return record.error.startswith(NOT_FINITE)
         return self.path("recon", name).is_file()
 
 
@@ -160,7 +160,6 @@ class Runner:
         key = f"{config.task.data} {size}"
         if key not in self._datasets:
             self._datasets[key] = config.task.data.build(DATASETS, image_size=size)
-            self._datasets[key].check_outputs()
         return self._datasets[key]
 
     def run(self, cell: Cell, seed: int, names: Sequence[str], batch_size: int) -> CellRun:
