@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.unet import UNetConfig
 from util.config import parse_yaml, read_yaml
 from util.errors import UserError
@@ -67,6 +68,15 @@ def test_demo_guidance_replaces_the_task_scale_and_is_overridden_by_set():
     assert other.params == {"scale": 0.4}
     ps = load("phase_retrieval", **demo)
     assert ps.task.conditioning.params == {"scale": 1.0}
+
+
+@pytest.mark.parametrize("steps", [20, 100])
+def test_demo_guidance_has_the_steps_that_its_file_is_named_for(steps):
+    diffusion = f"demo_{steps}_steps_diffusion"
+    for task in ("super_resolution", "gaussian_deblur", "motion_deblur", "inpainting"):
+        config = load(task, model="demo_model", diffusion=diffusion)
+        method = config.task.conditioning.build(CONDITIONING)
+        assert method.first_step(config.diffusion.build()) + 1 == steps
 
 
 def test_guidance_brings_its_own_steps():

@@ -125,7 +125,7 @@ class Lpips:
             return float(self.model(self._tensor(label), self._tensor(image)).item())
 
     def _tensor(self, pixels: np.ndarray) -> Tensor:
-        x = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None]
+        x = torch.tensor(pixels, device=self.device).permute(2, 0, 1)[None]
         return x.float() / 127.5 - 1
 
 
