@@ -343,6 +343,8 @@ def test_report_and_commands(table):
     text = report.read_text()
     assert "## A small_table" in text
     assert "python3 sample_condition.py" in text
+    assert f"cpu, torch {torch.__version__}" in text
+    assert "Photographs: 0.png." in text
     assert Image.open(report.parent / "results_small.jpg").format == "JPEG"
     assert "--set" in (table.parent / "out" / "small_commands.txt").read_text()
 

@@ -26,6 +26,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from guided_diffusion.precision import PRECISIONS
@@ -131,8 +132,11 @@ def write(path: Path, data: bytes) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
-def report(path: Path, made: Sequence[tuple[str, TableResult]], command: str) -> None:
+def report(
+    path: Path, made: Sequence[tuple[str, TableResult]], command: str, device: torch.device
+) -> None:
     """One document with all tables; figures are written beside it."""
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     parts = [
         "# Results",
         "",
@@ -140,12 +144,15 @@ def report(path: Path, made: Sequence[tuple[str, TableResult]], command: str) ->
         "",
         "    " + command,
         "",
+        f"{place}, torch {torch.__version__}. Seconds are those of the clock, whatever else ran.",
+        "",
     ]
     for name, table in made:
         # A document is carried about, so its pictures are small.
         image = write_figure(path.with_name(f"{path.stem}_{name}.jpg"), table)
         cell = next((c.cell for row in table.cells for c in row if c.cell.row.method), None)
         parts.append(markdown(table, image))
+        parts += [f"Photographs: {', '.join(table.names)}.", ""]
         if cell is not None:
             parts += [
                 f"One cell alone ({cell.row.name}, {cell.task.name}):",
@@ -178,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.report is not None:
         words = sys.argv[1:] if argv is None else argv
         command = shlex.join(["python", "-m", "util.make_table", *words])
-        report(Path(args.report), made, command)
+        report(Path(args.report), made, command, device)
     return 1 if any(table.failed for _, table in made) else 0
 
 
