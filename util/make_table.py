@@ -95,8 +95,8 @@ def load_table(path: str, args: argparse.Namespace) -> TableSpec:
 class Writer:
     """Writes a table's files after every cell, so that an interrupted one can be looked at."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
+    def __init__(self, folder: Path, name: str, compile: bool) -> None:
+        self.folder, self.name, self.compile = folder, name, compile
 
     def __call__(self, table: TableResult) -> None:
         image = write_figure(self.folder / f"{self.name}.png", table)
@@ -105,7 +105,7 @@ class Writer:
         write(self.folder / f"{self.name}.csv", to_csv(table).encode())
         lines = [
             f"# {result.cell.row.name}, {result.cell.task.name}\n"
-            + result.cell.command(table.spec.seeds[0], table.spec.limit)
+            + result.cell.command(table.spec.seeds[0], table.spec.limit, self.compile)
             for row in table.cells
             for result in row
             if result.cell.row.method
@@ -133,7 +133,11 @@ def write(path: Path, data: bytes) -> None:
 
 
 def report(
-    path: Path, made: Sequence[tuple[str, TableResult]], command: str, device: torch.device
+    path: Path,
+    made: Sequence[tuple[str, TableResult]],
+    command: str,
+    device: torch.device,
+    compile: bool,
 ) -> None:
     """One document with all tables; figures are written beside it."""
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -144,7 +148,9 @@ def report(
         "",
         "    " + command,
         "",
-        f"{place}, torch {torch.__version__}. Seconds are those of the clock, whatever else ran.",
+        f"{place}, torch {torch.__version__}, {torch.get_num_threads()} thread(s). Seconds are "
+        "those of the clock, whatever else ran. The commands give these numbers on such a machine; "
+        "elsewhere rounding differs, and sampling amplifies that as another seed would.",
         "",
     ]
     for name, table in made:
@@ -157,7 +163,7 @@ def report(
             parts += [
                 f"One cell alone ({cell.row.name}, {cell.task.name}):",
                 "",
-                "    " + cell.command(table.spec.seeds[0], table.spec.limit),
+                "    " + cell.command(table.spec.seeds[0], table.spec.limit, compile),
                 "",
             ]
     write(path, "\n".join(parts).encode())
@@ -175,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for name, spec in specs:
             scorer = Scorer(spec.metrics, options)
-            table = run_table(spec, runner, scorer, Writer(Path(args.out), name))
+            table = run_table(spec, runner, scorer, Writer(Path(args.out), name, args.compile))
             made.append((name, table))
             print(markdown(table))
             get_logger().info("wrote %s/%s.md, .tex, .csv, .png", args.out, name)
@@ -185,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.report is not None:
         words = sys.argv[1:] if argv is None else argv
         command = shlex.join(["python", "-m", "util.make_table", *words])
-        report(Path(args.report), made, command, device)
+        report(Path(args.report), made, command, device, args.compile)
     return 1 if any(table.failed for _, table in made) else 0
 
 

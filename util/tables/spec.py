@@ -154,7 +154,7 @@ class Cell:
             effective = {"task": task, "baseline": self.row.baseline, "image_size": size}
         return settings_hash({**effective, "measurement_seed": self.measurement_seed})
 
-    def command(self, seed: int, limit: int | None) -> str:
+    def command(self, seed: int, limit: int | None, compile: bool = False) -> str:
         """The sample_condition.py command that makes the same images."""
         names = ("--model_config", "--diffusion_config", "--task_config")
         words = ["python3", "sample_condition.py"]
@@ -165,6 +165,7 @@ class Cell:
         if self.measurement_seed not in (None, seed):
             words += ["--measurement_seed", str(self.measurement_seed)]
         words += [] if self.precision is None else ["--precision", self.precision]
+        words += ["--compile"] if compile else []
         words += [] if limit is None else ["--limit", str(limit)]
         return shlex.join(words)
 
