@@ -14,7 +14,7 @@ from util.logger import get_logger
 class PhotoStore:
     """Photographs in one flat uint8 buffer on the device; crops are gathered from it at once.
 
-    Photographs with both sides above 2 * `min_side` are kept at half size as well. Crops come
+    Photographs with both sides from 2 * `min_side` are kept at half size as well. Crops come
     from those smaller than `min_side` with probability `small_share`, else from the others,
     in proportion to their pixels.
     """
@@ -41,7 +41,9 @@ class PhotoStore:
         photos = [p for p in photos if min(p.shape[:2]) >= largest_crop]
         if len(photos) < found:
             too_small = found - len(photos)
-            get_logger().warning("%d photograph(s) are smaller than the largest crop", too_small)
+            get_logger().warning(
+                "%d photograph(s) or half sizes are below the largest crop", too_small
+            )
         if not photos:
             raise UserError(
                 f"{root}: no photograph is as large as the largest crop ({largest_crop} pixels); "

@@ -30,8 +30,7 @@ from guided_diffusion.unet import UNetConfig, UNetModel
 from models.check_prior import print_validation, validation_images, validation_loss
 from models.muon import Muon, split_for_muon
 from models.photo_store import PhotoStore
-from util.atomic import save_atomically
-from util.checkpoint import load_model, load_state, model_config, save_weights
+from util.checkpoint import load_model, load_state, model_config, save_torch, save_weights
 from util.cli import (
     add_device,
     apply_overrides,
@@ -209,14 +208,8 @@ class Trainer:
             "optimisers": [o.state_dict() for o in self.optimisers],
             "iteration": self.iteration,
         }
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_atomically(self.path, lambda file: torch.save(state, file))
-            save_weights(self.ema.state_dict(), self.config.output, torch.float16)
-        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
-            raise UserError(
-                f"{self.path}: cannot be written ({error}); the last good checkpoint stays"
-            ) from None
+        save_torch(state, self.path)
+        save_weights(self.ema.state_dict(), self.config.output, torch.float16)
 
     def learning_rate(self) -> float:
         """Linear warm-up, then half a cosine down to 2 % of the peak at the last iteration."""

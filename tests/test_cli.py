@@ -218,14 +218,6 @@ def test_impossible_masks_write_nothing(tmp_path, images, capsys, mask_opt, mess
     assert not (tmp_path / "results").exists()
 
 
-def test_two_sources_of_one_result(tmp_path, images, capsys):
-    save(images / "a.jpg", photograph(40, 40))
-    arguments = write_configs(tmp_path, "super_resolution")
-    assert run(*arguments, "--data_root", images) == 2
-    assert "a.jpg and a.png would both be saved as a" in capsys.readouterr().err
-    assert not (tmp_path / "results").exists()
-
-
 def test_one_bad_image_does_not_stop_the_others(tmp_path, images, capsys):
     (images / "b.png").write_bytes((images / "a.png").read_bytes()[:100])
     save(images / "small.png", photograph(10, 40))

@@ -92,15 +92,6 @@ def test_overwriting_leaves_nothing_of_the_old_settings(tiny, tmp_path):
     assert "recon/mine.png" in found
 
 
-def test_a_job_that_torchrun_starts_again_overwrites_once(tiny, tmp_path, monkeypatch):
-    images, out = write_images(tmp_path / "images", ["a.png", "b.png"]), tmp_path / "out"
-    command = tiny.arguments(images, out, "--overwrite")
-    assert sample_condition.main([*command, "--limit", "1"]) == 0
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert sample_condition.main(command) == 0
-    assert [record["file"] for record in records(out)] == ["a.png", "b.png"]
-
-
 def test_an_image_below_the_window_of_ssim_is_restored(tmp_path):
     arguments = write_configs(tmp_path, "inpainting")
     save(tmp_path / "images" / "small.png", photograph(5, 40))

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import resource
 
 import numpy as np
 import pytest
@@ -200,6 +201,20 @@ def test_divergence_keeps_the_last_checkpoint(config, tmp_path):
     with pytest.raises(UserError, match="diverged at iteration 2"):
         train(dataclasses.replace(config, vlb_weight=float("nan")), CPU)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(config, tmp_path):
+    train(dataclasses.replace(config, iterations=2), CPU)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="checkpoint.pt: cannot be written"):
+            train(config, CPU)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    assert [p.name for p in (tmp_path / "run").iterdir() if p.suffix == ".part"] == []
 
 
 def test_command_line_errors(config, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Reading and writing network weights: never unpickled, never half loaded, never half written."""
 
+import io
 import json
 import pickle
 from collections.abc import Iterable, Mapping
@@ -29,7 +30,21 @@ def model_config(path: str | Path) -> UNetConfig:
 def save_weights(state: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype) -> None:
     """Write network weights in `dtype`."""
     weights = {k: v.detach().cpu().contiguous().to(dtype) for k, v in state.items()}
-    save_atomically(path, lambda file: torch.save(weights, file))
+    save_torch(weights, path)
+
+
+def save_torch(value: Any, path: str | Path) -> None:
+    """Write what torch.save makes of `value`; UserError where that cannot be done, what was there
+    stays."""
+    buffer = io.BytesIO()  # torch.save turns the errors of a file into others
+    torch.save(value, buffer)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); what was there stays"
+        ) from None
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
