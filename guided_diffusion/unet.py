@@ -122,6 +122,24 @@ class GroupNorm32(nn.GroupNorm):
             return super().forward(x)  # float32 statistics and weights, without the copies
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
+    def modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """norm(x) (1 + scale) + shift for x [B, C, H, W] and float32 scale, shift [B, C].
+
+        One pass over x in place of three: the images become groups of one normalisation, whose
+        weights take up scale and shift. In other layouts than the contiguous one that would copy x.
+        """
+        if not x.is_contiguous() or (x.device.type == "cpu" and x.dtype == torch.float16):
+            scale, shift = (a.to(x.dtype)[:, :, None, None] for a in (scale, shift))
+            return self(x) * (1 + scale) + shift
+        gain = 1 + scale
+        weight, bias = self.weight * gain, self.bias * gain + shift
+        flat = x.reshape(1, -1, *x.shape[2:])
+        groups = self.num_groups * len(x)
+        if x.device.type != "cpu":
+            flat = flat.to(weight.dtype)
+        normalised = F.group_norm(flat, groups, weight.flatten(), bias.flatten(), self.eps)
+        return normalised.to(x.dtype).reshape(x.shape)
+
 
 def _norm(channels: int) -> GroupNorm32:
     return GroupNorm32(_NORM_GROUPS, channels)
@@ -199,13 +217,12 @@ class ResBlock(nn.Module):
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
         norm_in, act_in, conv_in = self.in_layers
         h = conv_in(self.resample(act_in(norm_in(x))))
-        emb_out = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+        emb_out = self.emb_layers(emb)
         norm_out, act_out, dropout, conv_out = self.out_layers
         if self.use_scale_shift_norm:
-            scale, shift = emb_out.chunk(2, dim=1)
-            h = norm_out(h) * (1 + scale) + shift
+            h = norm_out.modulated(h, *emb_out.chunk(2, dim=1))
         else:
-            h = norm_out(h + emb_out)
+            h = norm_out(h + emb_out.to(h.dtype)[:, :, None, None])
         h = conv_out(dropout(act_out(h)))
         return self.skip_connection(self.resample(x)) + h
 
@@ -351,12 +368,13 @@ class UNetModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type that the convolutions run in."""
-        return self.input_blocks[0][0].weight.dtype
+        """Type that the convolutions between the first and the last one run in."""
+        return self.middle_block[0].in_layers[2].weight.dtype
 
     def set_precision(self, dtype: torch.dtype) -> None:
-        """Run the convolutions in `dtype`; norms, embeddings and the output stay in float32."""
-        for blocks in (self.input_blocks, self.middle_block, self.output_blocks):
+        """Run the convolutions in `dtype`; norms, embeddings, the first and the last convolution
+        stay in float32 (x_t rounded to bfloat16 would be most of the error)."""
+        for blocks in (self.input_blocks[1:], self.middle_block, self.output_blocks):
             for module in blocks.modules():
                 if isinstance(module, nn.Conv1d | nn.Conv2d):
                     module.to(dtype)
@@ -364,9 +382,10 @@ class UNetModel(nn.Module):
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         embedding = timestep_embedding(timesteps, self.config.num_channels)
         emb = self.time_embed(embedding.to(self.time_embed[0].weight.dtype))
-        h = x.to(self.dtype)
-        skips = []
-        for block in self.input_blocks:
+        first, *blocks = self.input_blocks
+        h = first(x, emb).to(self.dtype)
+        skips = [h]
+        for block in blocks:
             h = block(h, emb)
             skips.append(h)
         h = self.middle_block(h, emb)

@@ -51,6 +51,12 @@ def test_bf16_stays_near_float32_and_returns_float32():
         assert 0 < relative(value, expected) < 0.05
 
 
+def test_bf16_does_not_round_what_the_network_sees():
+    network, half = golden_data.network(CONFIG, 3), accelerated(Execution("bf16"))
+    first = network.input_blocks[0][0](X)
+    torch.testing.assert_close(half.network.input_blocks[0][0](X), first, rtol=0, atol=0)
+
+
 def test_a_gradient_too_small_for_float16_passes_through_it():
     # 1e-9 and 1e4 leave the range of float16 (6e-8 .. 65504) without a scale of their own.
     factor = torch.tensor([1e-9, 1e4]).view(2, 1, 1, 1)

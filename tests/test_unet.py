@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.unet import UNetConfig, UNetModel
+from guided_diffusion.unet import GroupNorm32, UNetConfig, UNetModel
 from tests import golden_data
 from util.config import read_yaml
 from util.errors import UserError
@@ -46,6 +46,22 @@ def test_checkpointing_changes_nothing(new_order):
         model(leaf, torch.tensor([400])).square().sum().backward()
         gradients.append(leaf.grad)
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_modulated_normalisation_is_normalisation_then_scale_and_shift(layout, dtype, tolerance):
+    norm = GroupNorm32(32, 64)
+    norm.weight.data, norm.bias.data = golden_data.normal((2, 64), 1)
+    scale, shift = golden_data.normal((2, 3, 64), 2)
+    leaf = golden_data.normal((3, 64, 6, 4), 3).requires_grad_()
+    found = norm.modulated(leaf.to(dtype, memory_format=layout), scale, shift)
+    expected = norm(leaf) * (1 + scale)[..., None, None] + shift[..., None, None]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
+    pull = golden_data.normal(tuple(expected.shape), 4)
+    gradients = [torch.autograd.grad((y * pull).sum(), leaf)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=tolerance, atol=2 * tolerance)
 
 
 def test_other_image_sizes():
