@@ -52,7 +52,7 @@ from guided_diffusion.precision import Execution
 from guided_diffusion.sampling import build_prior
 from util.arguments import load_config, parse_args
 from util.cli import report_errors, resolve_device
-from util.distributed import join_world, local_device
+from util.distributed import join_world, local_device, was_restarted
 from util.interrupt import Interrupted, StopRequest
 from util.logger import get_logger, set_verbosity
 from util.plan import Plan, make_plan, result_settings
@@ -96,7 +96,8 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
     def begin() -> Plan:
         precision = prior.model.execution.precision
         pixels = result_settings(config, settings, dataset, restoration.operator, precision)
-        plan = make_plan(results, pixels, restoration.sources, names, args.overwrite)
+        overwrite = args.overwrite and not was_restarted()
+        plan = make_plan(results, pixels, restoration.sources, names, overwrite)
         command = {
             "seed": args.seed,
             "device": str(device),

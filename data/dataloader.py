@@ -4,6 +4,7 @@ To add one, register a class with `names` and `load`; its keyword arguments are 
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -14,11 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from util.errors import UserError
-from util.image_files import is_grey, read_image, read_picture
+from util.image_files import has_transparency, is_grey, read_image, read_picture
 from util.img_utils import IMAGE_SUFFIXES, centre_crop, to_tensor
 from util.logger import get_logger
 from util.manifest import holds_results
 from util.registry import Registry
+
+# Pictures all the same: a person whose camera writes them must be told that they are left out.
+_OTHER_PICTURES = frozenset(
+    {".heic", ".heif", ".avif", ".jp2", ".jxl", ".gif", ".raw", ".dng", ".cr2", ".nef", ".arw"}
+)
 
 
 def find_images(root: str | Path) -> list[Path]:
@@ -28,9 +34,12 @@ def find_images(root: str | Path) -> list[Path]:
     --save_dir among the photographs, a second run would restore the first one's results.
     """
     root = Path(root)
+    if root.is_file():
+        raise UserError(f"{root}: is a file; give the folder that it lies in")
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of images")
     found = []
+    others: Counter[str] = Counter()  # pictures of kinds that are not read, by ending
     seen: set[str] = set()  # a link to a folder above would be walked without end
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_passed_over):
         real = os.path.realpath(folder)
@@ -39,6 +48,10 @@ def find_images(root: str | Path) -> list[Path]:
             continue
         seen.add(real)
         found += [Path(folder) / name for name in names if _is_image(name)]
+        others.update(_suffix(name) for name in names if _suffix(name) in _OTHER_PICTURES)
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        get_logger().warning("%s: passed over, of kinds that are not read: %s", root, kinds)
     if not found:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{root}: no images in this folder or below it (looked for {kinds})")
@@ -49,8 +62,12 @@ def _passed_over(error: OSError) -> None:
     get_logger().warning("%s: not searched (%s)", error.filename, error.strerror)
 
 
+def _suffix(name: str) -> str:
+    return Path(name).suffix.lower()
+
+
 def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    return _suffix(name) in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 class Dataset:
@@ -198,6 +215,12 @@ class Measurements(ImageFolder):
     def open(self, name: str) -> Image.Image:
         """The image as stored: what lies below transparent parts is not changed."""
         return read_picture(self.path(name)).image
+
+    def on_white(self, name: str, y: Tensor) -> Tensor:
+        """The measurement `y` called `name` with its transparent parts white, as `read_image` has
+        them."""
+        path = self.path(name)
+        return to_tensor(read_image(path)).to(y) if has_transparency(path) else y
 
     def known(self, name: str) -> np.ndarray:
         """Pixels that the alpha channel says are there: uint8 [H, W], 1 where more than half

@@ -314,8 +314,6 @@ class UNetModel(nn.Module):
         self.out = nn.Sequential(
             _norm(widths[0]), nn.SiLU(), _zeroed(nn.Conv2d(widths[0], out_channels, 3, padding=1))
         )
-        if config.use_fp16:
-            self.set_precision(torch.float16)
 
     def _build_encoder(
         self, widths: Sequence[int], embed_width: int

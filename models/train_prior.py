@@ -80,7 +80,7 @@ class TrainConfig:
     warmup: int = 300
     ema_decay: float = 0.999
     grad_clip: float = 1.0
-    vlb_weight: float = 1.0
+    vlb_weight: float = 1e-3
     seed: int = 0
     checkpoint_every: int = 250
     compile: bool = False
@@ -234,7 +234,7 @@ class Trainer:
         with self.autocast:
             output = self.forward(x_t, t)
         mse, bound = hybrid_loss(self.diffusion, output.float(), x0, x_t, t, eps)
-        loss = (mse + c.vlb_weight * bound * self.diffusion.num_timesteps / 1000 / 1000).mean()
+        loss = (mse + c.vlb_weight * bound * self.diffusion.num_timesteps / 1000).mean()
         self._update(loss)
         return mse.detach().mean(), len(x0)
 
@@ -294,6 +294,8 @@ def train(config: TrainConfig, device: torch.device) -> Trainer:
     _trim_log(log_path, trainer.iteration)
     with log_path.open("a", newline="") as log:
         _run(trainer, store, csv.writer(log), log)
+    if not Path(config.output).exists():  # a finished run that is asked for another output
+        trainer.save()
     if config.validation_root:
         images = list(validation_images(config.validation_root, multiple, device))
         print_validation(validation_loss(trainer.ema, trainer.diffusion, images))

@@ -17,7 +17,7 @@ import sample_condition
 from data.dataloader import ImageFolder, find_images
 from tests.tiny import NAMES, SIZE, records, result_files, write_images
 from tests.tiny_run import photograph, run, save, write_configs
-from util import compute_metric, restoration
+from util import compute_metric, recording, restoration
 from util.errors import UserError
 from util.img_utils import read_mask
 
@@ -92,6 +92,62 @@ def test_overwriting_leaves_nothing_of_the_old_settings(tiny, tmp_path):
     assert "recon/mine.png" in found
 
 
+def test_overwriting_some_images_keeps_the_others(tiny, tmp_path):
+    images, out = write_images(tmp_path / "images", ["a.png", "b.png"]), tmp_path / "out"
+    assert sample_condition.main(tiny.arguments(images, out)) == 0
+    before = result_files(out / "inpainting")
+    assert sample_condition.main(tiny.arguments(images, out, "--limit", "1", "--overwrite")) == 0
+    after = result_files(out / "inpainting")
+    assert {n: d for n, d in before.items() if n.endswith(".png")} == {
+        n: d for n, d in after.items() if n.endswith(".png")
+    }
+    assert [record["file"] for record in records(out)] == ["a.png", "b.png", "a.png"]
+
+
+def test_a_file_that_was_lost_costs_its_row_in_the_report(tiny, tmp_path):
+    images, out = write_images(tmp_path / "images", ["a.png", "b.png"]), tmp_path / "out"
+    assert sample_condition.main(tiny.arguments(images, out)) == 0
+    root = out / "inpainting"
+    (root / "input" / "b.png").unlink()
+    assert sample_condition.main(tiny.arguments(images, out, "--limit", "1")) == 0
+    with (root / "metrics.csv").open() as file:
+        assert [row[0] for row in csv.reader(file)] == ["file", "a", "mean"]
+    assert sample_condition.main(tiny.arguments(images, out)) == 0
+    assert (root / "input" / "b.png").is_file()
+
+
+def test_a_film_that_cannot_be_made_costs_no_image(tiny, tmp_path, monkeypatch, capsys):
+    def broken(file, frames):
+        raise RuntimeError("no encoder")
+
+    monkeypatch.setattr(recording, "_write_gif", broken)
+    images, out = write_images(tmp_path / "images", ["a.png", "b.png"]), tmp_path / "out"
+    assert sample_condition.main(tiny.arguments(images, out, "--record", "every=1,gif")) == 0
+    assert [record["error"] for record in records(out)] == [None, None]
+    told = capsys.readouterr().err
+    assert "a.png: restored, but without a film (RuntimeError: no encoder)" in told
+
+
+def test_pictures_of_kinds_that_are_not_read_are_counted(tmp_path, capsys):
+    images = write_images(tmp_path, ["a.png", "sub/b.jpg"])
+    for name in ("x.heic", "sub/y.HEIC", "z.gif", "notes.txt"):
+        (images / name).write_bytes(b"")
+    (images / "a.png").rename(images / "a.jfif")
+    assert [path.name for path in find_images(images)] == ["a.jfif", "b.jpg"]
+    assert "kinds that are not read: 1 .gif, 2 .heic" in capsys.readouterr().err
+    with pytest.raises(UserError, match="is a file; give the folder"):
+        find_images(images / "a.jfif")
+
+
+def test_a_job_that_torchrun_starts_again_overwrites_once(tiny, tmp_path, monkeypatch):
+    images, out = write_images(tmp_path / "images", ["a.png", "b.png"]), tmp_path / "out"
+    command = tiny.arguments(images, out, "--overwrite")
+    assert sample_condition.main([*command, "--limit", "1"]) == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert sample_condition.main(command) == 0
+    assert [record["file"] for record in records(out)] == ["a.png", "b.png"]
+
+
 def test_an_image_below_the_window_of_ssim_is_restored(tmp_path):
     arguments = write_configs(tmp_path, "inpainting")
     save(tmp_path / "images" / "small.png", photograph(5, 40))
@@ -135,6 +191,23 @@ def test_a_method_that_cannot_work_at_one_size_does_the_other_images(tmp_path, c
     found = {r["file"]: r["error"] for r in records(tmp_path / "results", "gaussian_blur")}
     assert found["fits.png"] is None
     assert "images that do not fill the network's input" in found["odd.png"]
+
+
+def test_trying_batch_sizes_on_an_image_that_a_method_cannot_take(tmp_path, monkeypatch):
+    arguments = write_configs(tmp_path, "gaussian_blur")
+    for name, size in (("a.png", (35, 45)), ("b.png", (32, 32))):
+        save(tmp_path / "images" / name, photograph(*size))
+
+    def try_one(run, device, most):
+        run(1)
+        return 1
+
+    monkeypatch.setattr(restoration, "fitting_batch", try_one)
+    more = ["--set", "task.conditioning.method=ddnm+", "--fit", "pad", "--batch_size", "auto"]
+    assert run(*arguments, "--data_root", tmp_path / "images", *more) == 1
+    found = {r["file"]: r["error"] for r in records(tmp_path / "results", "gaussian_blur")}
+    assert found["b.png"] is None
+    assert "images that do not fill the network's input" in found["a.png"]
 
 
 def test_one_measurement_with_several_seeds(tmp_path):
@@ -244,25 +317,31 @@ def test_another_image_of_the_same_stem_does_not_replace_results(tiny, tmp_path,
     assert sample_condition.main(tiny.arguments(second, tmp_path / "out", "--overwrite")) == 0
 
 
-def test_images_of_several_sizes_are_batched_size_by_size(tmp_path, monkeypatch):
-    sizes, whole = [], restoration.sample
+@pytest.fixture
+def batches(monkeypatch) -> list[tuple[int, ...]]:
+    """Shapes of the measurements that are restored together, as runs go on."""
+    shapes, whole = [], restoration.sample
 
     def watch(prior, method, problem, noise, callback):
-        sizes.append(tuple(problem.y.shape))
+        shapes.append(tuple(problem.y.shape))
         return whole(prior, method, problem, noise, callback)
 
     monkeypatch.setattr(restoration, "sample", watch)
+    return shapes
+
+
+def test_images_of_several_sizes_are_batched_size_by_size(tmp_path, batches):
     arguments = write_configs(tmp_path, "gaussian_blur")
     for i, size in enumerate([(40, 32), (32, 40), (36, 36), (34, 34), (48, 32)] * 2):
         save(tmp_path / "images" / f"{i}.png", photograph(*size))
     more = ["--fit", "pad", "--batch_size", "2"]
     assert run(*arguments, "--data_root", tmp_path / "images", *more) == 0
-    assert sum(shape[0] for shape in sizes) == 10
-    assert [shape[0] for shape in sizes].count(2) >= 3
+    assert sum(shape[0] for shape in batches) == 10
+    assert [shape[0] for shape in batches].count(2) >= 3
     assert len(records(tmp_path / "results", "gaussian_blur")) == 10
 
 
-def test_images_that_fail_between_do_not_part_a_batch(tmp_path):
+def test_images_that_fail_between_do_not_part_a_batch(tmp_path, batches):
     arguments = write_configs(tmp_path, "gaussian_blur")
     images = tmp_path / "images"
     for i in (0, 9):
@@ -274,6 +353,7 @@ def test_images_that_fail_between_do_not_part_a_batch(tmp_path):
     errors = {r["file"]: r["error"] for r in records(tmp_path / "results", "gaussian_blur")}
     assert [name for name, error in errors.items() if error is None] == ["0.png", "9.png"]
     assert len(errors) == 9
+    assert [shape[0] for shape in batches] == [2]
 
 
 def test_a_kernel_may_be_larger_than_the_model(tmp_path):

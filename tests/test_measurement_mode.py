@@ -170,6 +170,15 @@ def test_images_with_unfit_masks_fail_alone(tmp_path, files, capsys):
     assert restored(tmp_path, "inpainting", "fits").shape == (32, 40, 3)
 
 
+def test_transparent_parts_are_white_where_nothing_is_to_be_filled(tmp_path, files):
+    pixels, mask = photograph(32, 40), holes(32, 40)
+    save(files / "a.png", np.dstack([pixels, mask]))
+    assert run(*write_configs(tmp_path, "gaussian_blur"), "--measurements", files) == 0
+    seen = np.asarray(Image.open(tmp_path / "results" / "gaussian_blur" / "input" / "a.png"))
+    assert (seen[mask == 0] == 255).all()
+    np.testing.assert_array_equal(seen[mask > 0], pixels[mask > 0])
+
+
 def test_no_alpha_and_no_masks(tmp_path, files, capsys):
     save(files / "a.png", photograph(32, 40))
     assert run(*write_configs(tmp_path, "inpainting"), "--measurements", files) == 1

@@ -148,6 +148,23 @@ def test_values_are_those_of_the_images(table):
     assert float(row["standard_error"]) == pytest.approx(per_image.std(ddof=1) / np.sqrt(2))
 
 
+@pytest.mark.parametrize(
+    ("noise", "note"),
+    [
+        ({"name": "poisson"}, "Noise: poisson rate 1.0."),
+        ({"name": "gaussian", "sigma": 0.5}, "Noise sigma 0.5 on the range [-1, 1]"),
+    ],
+)
+def test_the_noise_is_named_with_its_defaults(table, noise, note):
+    for name, operator in TASKS.items():
+        path = table.parent / f"{name}.yaml"
+        task = yaml.safe_load(path.read_text())
+        write(path, {**task, "measurement": {"operator": operator, "noise": noise}})
+    change(table, rows=[{"name": "measurement", "baseline": "measurement"}], compare="measurement")
+    assert run(table, "--limit", "1") == 0
+    assert note in (table.parent / "out" / "small.md").read_text()
+
+
 def test_nothing_is_run_twice(table, restored):
     run(table, "--limit", "1")
     first = len(restored)

@@ -5,6 +5,7 @@ import resource
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -193,6 +194,22 @@ def test_initial_weights_are_where_training_starts(config, tmp_path):
     for a, b in zip(start.model.parameters(), saved.parameters()):
         assert a.requires_grad
         assert torch.equal(a, b)
+
+
+def test_a_finished_run_writes_to_another_output(config, tmp_path):
+    train(config, CPU)
+    again = dataclasses.replace(config, output=str(tmp_path / "again.pt"))
+    train(again, CPU)
+    unet = model_config(config.model_config)
+    one, two = (load_model(unet, c.output).state_dict() for c in (config, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_list_of_the_wrong_kind_is_named(config, tmp_path, capsys):
+    raw = dataclasses.asdict(config)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+    assert main([str(tmp_path / "config.yaml"), "--set", "crops=5", "--device", "cpu"]) == 2
+    assert "expected a list of CropSpecs, got 5" in capsys.readouterr().err
 
 
 def test_divergence_keeps_the_last_checkpoint(config, tmp_path):

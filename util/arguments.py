@@ -59,7 +59,7 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="folder of degraded images to restore; there are no labels",
     )
-    add("--kernel", metavar="FILE", help="blur kernel, .npy, .pt or an image")
+    add("--kernel", metavar="FILE", help="blur kernel (not flipped): .npy, .pt or an image")
     add("--masks", metavar="PATH", help="mask, or folder of masks by image name: white is kept")
     add(
         "--border",
@@ -83,7 +83,11 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
 def _add_output(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--save_dir", default="./results", metavar="DIR", help="results folder")
-    add("--overwrite", action="store_true", help="restore everything anew, replacing results")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="restore anew what is finished; results of other settings are removed",
+    )
     add(
         "--record",
         metavar="every=N[,gif|mp4]",

@@ -193,7 +193,7 @@ def _type_name(hint: Any) -> str:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if get_origin(hint) in (tuple, list):
         args = [a for a in typing.get_args(hint) if a is not Ellipsis]
-        return f"a list of {_TYPE_NAMES.get(args[0], str(args[0]))[2:]}s"
+        return f"a list of {_type_name(args[0]).removeprefix('a ')}s"
     return _TYPE_NAMES.get(hint, getattr(hint, "__name__", str(hint)))
 
 

@@ -130,6 +130,11 @@ class World:
         return self._store.get(key).decode() if self._store and self._has(key) else ""
 
 
+def was_restarted() -> bool:
+    """Whether torchrun started this job again after a rank died (--max_restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def join_world() -> World:
     """The world that torchrun's environment variables describe; of one without them."""
     size = int(os.environ.get("WORLD_SIZE", "1"))

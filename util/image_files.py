@@ -68,6 +68,15 @@ def is_grey(path: str | Path) -> bool:
         return False
 
 
+def has_transparency(path: str | Path) -> bool:
+    """Whether parts of the image may be transparent, by the header; False if unreadable."""
+    try:
+        with Image.open(path) as image:
+            return image.has_transparency_data
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
 def _interpret(image: Image.Image, path: str | Path) -> Picture:
     grey = image.mode in _GREY_MODES
     if image.mode in _DEEP_MODES or image.mode == "F":

@@ -13,7 +13,7 @@ from torch import Tensor
 from util.errors import UserError
 from util.image_files import read_image
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff"})
 _MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy", ".pt", ".pth"}
 
 

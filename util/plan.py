@@ -9,6 +9,7 @@ from guided_diffusion.measurements import Operator
 from util.effective import effective_settings
 from util.errors import UserError
 from util.hashing import array_mark, path_mark, settings_hash
+from util.logger import get_logger
 from util.manifest import (
     Manifest,
     Record,
@@ -73,13 +74,10 @@ def make_plan(
 
     An image is finished when its record says so, its files are there and its source has not
     changed. Raises UserError where the folder holds results of other settings, unless
-    `overwrite`, which begins anew: what was recorded there is removed first, so that two settings
-    never lie side by side.
+    `overwrite`, which restores all of `names` anew.
     """
     if overwrite:
-        for name in recorded_names(results.root):
-            results.remove(output_name(name))
-        forget(results.root)
+        _clear(results, settings, names)
     begun = check_settings(results.root, settings)
     config = settings_hash(settings)
     records = read_records(results.root, config)
@@ -88,6 +86,25 @@ def make_plan(
     if not begun:
         Manifest(results.root).append_settings(settings)
     return Plan(todo, config, len(names) - len(todo))
+
+
+def _clear(results: Results, settings: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Remove what was restored of `names`. Everything that is recorded where that was done with
+    other settings, or where others have the same names: those never lie side by side."""
+    recorded = recorded_names(results.root)
+    try:
+        check_settings(results.root, settings)
+        _check_owners(results, read_records(results.root, settings_hash(settings)), names)
+        recorded &= set(names)
+        begin_anew = False
+    except UserError:
+        begin_anew = True
+    for name in recorded:
+        results.remove(output_name(name))
+    if begin_anew:
+        forget(results.root)
+    if recorded:
+        get_logger().info("--overwrite: results of %d image(s) removed", len(recorded))
 
 
 def _check_owners(results: Results, records: Mapping[str, Record], names: Sequence[str]) -> None:
@@ -105,6 +122,5 @@ def _check_owners(results: Results, records: Mapping[str, Record], names: Sequen
 def _finished(results: Results, sources: Sources, name: str, record: Record | None) -> bool:
     if record is None or not record.done:
         return False
-    kinds = ["input", "recon", *(["label"] if record.metrics else [])]
-    there = all(results.path(kind, output_name(name)).is_file() for kind in kinds)
+    there = results.holds(output_name(name), bool(record.metrics))
     return there and sources.unchanged(name, record.source)

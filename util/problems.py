@@ -195,6 +195,8 @@ class ProblemBuilder:
             operator = self._with_mask(operator, key)
             # What the file holds at missing pixels means nothing.
             y, said = operator(y[None])[0], operator(said[None])[0]
+        else:
+            y = self.dataset.on_white(key.name, y)
         known = int(cut_border(said, self.dataset.border).sum())
         if not known:
             raise UserError(f"{key.name}: the mask leaves no pixel; nothing is known of it")

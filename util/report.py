@@ -41,10 +41,11 @@ def final_report(results: Results, config: str, names: Sequence[str]) -> Outcome
     rows = [
         Row(output_name(r.file), r.metrics, r.residual, r.expected_residual, r.seconds)
         for r in records.values()
-        if r.done and results.path("recon", output_name(r.file)).is_file()
+        if r.done and results.holds(output_name(r.file), bool(r.metrics))
     ]
     failed = {n: records[n].error for n in names if n in records and not records[n].done}
-    missing = [n for n in names if n not in records]
+    there = {row.name for row in rows}
+    missing = [n for n in names if n not in failed and output_name(n) not in there]
     outcome = Outcome(rows, failed, missing)
     results.save_report(rows)
     config_text = (results.root / "config.yaml").read_text(encoding="utf-8")

@@ -178,9 +178,12 @@ class Restoration:
                     if t <= first:  # the late steps have the most candidates
                         x = self.method.step(batch.prior.reverse, x, t, batch.problem, noise).x
 
-            self._sizes[case.size] = self.settings.batch_size or fitting_batch(
-                try_steps, self.settings.device, remaining
-            )
+            try:
+                self._sizes[case.size] = self.settings.batch_size or fitting_batch(
+                    try_steps, self.settings.device, remaining
+                )
+            except UnsupportedError:  # of this image alone; restoring it will say so
+                return 1
         return self._sizes[case.size]
 
     def _restore(self, cases: Sequence[Case]) -> None:
@@ -253,11 +256,21 @@ class Restoration:
                 self.results.save_mask(case.output, stem, array)
         for case, image, residual in zip(done.cases, done.images, done.residuals, strict=True):
             if torch.isfinite(image).all():
-                done.recorder.save_film(case.output)
+                self._save_film(done.recorder, case)
                 self._save_image(case, image, residual, done.seconds)
             else:
                 reason = f"{NOT_FINITE}; nothing was saved. Try a smaller conditioning.params.scale"
                 self._fail(case.key.name, reason, case)
+
+    def _save_film(self, recorder: Recorder, case: Case) -> None:
+        """The film of an image that is about to be saved, with it or without it."""
+        try:
+            recorder.save_film(case.output)
+        except UserError:  # nothing can be written any more
+            raise
+        except Exception as error:  # encoders raise whatever they like
+            reason = f"{type(error).__name__}: {error}"
+            get_logger().warning("%s: restored, but without a film (%s)", case.key.name, reason)
 
     def _save_image(self, case: Case, image: Tensor, residual: Residual, seconds: float) -> None:
         grey = self.settings.grey and case.grey

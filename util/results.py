@@ -56,6 +56,11 @@ class Results:
         """Where the `kind` file of the image called `name` (no ending) lies."""
         return self.root / kind / (name + suffix)
 
+    def holds(self, name: str, labelled: bool) -> bool:
+        """Whether all that belongs to the finished image called `name` (no ending) is there."""
+        kinds = ("input", "recon", "label") if labelled else ("input", "recon")
+        return all(self.path(kind, name).is_file() for kind in kinds)
+
     def remove(self, name: str) -> None:
         """Remove the files of the image called `name` (no ending), those that are there."""
         files = [self.path(kind, name) for kind in _KINDS]

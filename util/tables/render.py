@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from guided_diffusion.noise_models import NOISES
+from util.config import Component
 from util.metrics.base import get_metric
 from util.statistics import Mean, Paired
 from util.tables.measure import CellResult, TableResult
@@ -122,6 +124,13 @@ def _paired(paired: Paired | None, digits: int) -> str:
     return f"{text} [{paired.low:+.{digits}f}, {paired.high:+.{digits}f}]"
 
 
+def _noise_note(noise: Component) -> str:
+    settings = noise.settings(NOISES)
+    if "sigma" in settings:
+        return f"Noise sigma {settings['sigma']} on the range [-1, 1] (half of it on [0, 1])."
+    return " ".join(["Noise:", noise.name, *(f"{k} {v}" for k, v in settings.items())]) + "."
+
+
 def footnotes(table: TableResult) -> list[str]:
     """What a reader has to know, numbered reasons for dashes last."""
     spec = table.spec
@@ -132,10 +141,7 @@ def footnotes(table: TableResult) -> list[str]:
         "over the photographs. Best bold, second underlined. NFE: network evaluations per image, "
         "and how many of them were also differentiated."
     ]
-    sigmas = {str(c.cell.config.task.noise.params.get("sigma")) for c in table.cells[0]}
-    notes.append(
-        f"Noise sigma {', '.join(sorted(sigmas))} on the range [-1, 1] (half of it on [0, 1])."
-    )
+    notes += dict.fromkeys(_noise_note(c.cell.config.task.noise) for c in table.cells[0])
     if spec.precision is not None:
         notes.append(f"The network ran in {spec.precision}.")
     if spec.steadiness:
