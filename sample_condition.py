@@ -51,6 +51,7 @@ from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.precision import Execution
 from guided_diffusion.sampling import build_prior
 from util.arguments import load_config, parse_args
+from util.atomic import sweep
 from util.cli import report_errors, resolve_device
 from util.distributed import join_world, local_device, was_restarted
 from util.interrupt import Interrupted, StopRequest
@@ -105,6 +106,7 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
             "precision": precision,
             "compile": prior.model.execution.compile,
         }
+        sweep(results.root)
         results.save_run(config.raw, {**command, "record": asdict(record)})
         for stem, array in restoration.operator.saved().items():
             results.save_array(stem, array)

@@ -104,6 +104,17 @@ def test_overwriting_some_images_keeps_the_others(tiny, tmp_path):
     assert [record["file"] for record in records(out)] == ["a.png", "b.png", "a.png"]
 
 
+def test_what_killed_runs_left_half_written_is_swept(tiny, tmp_path):
+    images, out = write_images(tmp_path / "images", ["a.png"]), tmp_path / "out"
+    left = [out / "inpainting" / "recon" / f".{name}.part" for name in ("old", "new")]
+    left[0].parent.mkdir(parents=True)
+    for path in left:
+        path.write_bytes(b"half")
+    os.utime(left[0], (0, 0))
+    assert sample_condition.main(tiny.arguments(images, out)) == 0
+    assert [path.exists() for path in left] == [False, True]  # the new one may be another's
+
+
 def test_a_file_that_was_lost_costs_its_row_in_the_report(tiny, tmp_path):
     images, out = write_images(tmp_path / "images", ["a.png", "b.png"]), tmp_path / "out"
     assert sample_condition.main(tiny.arguments(images, out)) == 0

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -17,13 +18,17 @@ def _read_umask() -> int:
 _UMASK = _read_umask()
 
 
+_PREFIX, _SUFFIX = ".", ".part"
+_ABANDONED_SECONDS = 3600  # no file takes so long to write
+
+
 def save_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Let `write(file)` fill a temporary file beside `path`, then move it there.
 
     Readers see the old file or the new one, never a part; a failed write leaves no trace.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX, suffix=_SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -34,3 +39,13 @@ def save_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove the temporary files that processes killed while writing have left below `folder`."""
+    for path in Path(folder).rglob(f"{_PREFIX}*{_SUFFIX}"):
+        try:
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink()
+        except OSError:  # of another user, or gone already: it is only litter
+            continue
