@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from guided_diffusion.classical import SIGMA, regularised
 from guided_diffusion.measurements import LinearOperator, Operator
 from util.errors import UserError
 from util.resizer import fold_reflect
@@ -88,6 +89,17 @@ class FramedOperator(LinearOperator):
     def initial(self, y: Tensor) -> Tensor | None:
         b = self.border
         image = self.inner.initial(F.pad(y, (b, b, b, b), mode="replicate"))
+        return None if image is None else self.frame.fill(image)
+
+    @property
+    def has_classical(self) -> bool:
+        return self.inner.has_classical
+
+    def classical(self, y: Tensor, sigma: float = SIGMA) -> Tensor | None:
+        """The inner restoration; with a border, a regularised inverse that knows nothing of it."""
+        if self.border:
+            return regularised(self, y, sigma, self.initial(y))
+        image = self.inner.classical(y, sigma)
         return None if image is None else self.frame.fill(image)
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:

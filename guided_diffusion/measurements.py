@@ -14,6 +14,7 @@ from scipy.fft import next_fast_len
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
+from guided_diffusion.classical import SIGMA, bicubic, interpolation, regularised
 from guided_diffusion.linear_solvers import CUTOFF, Spectrum, diagonal_spectrum
 from guided_diffusion.operator_base import (
     OPERATORS,
@@ -74,6 +75,10 @@ class SuperResolution(SeparableOperator):
         """y enlarged by nearest neighbour."""
         return F.interpolate(y, size=(self.context.height, self.context.width), mode="nearest")
 
+    def classical(self, y: Tensor, sigma: float = SIGMA) -> Tensor:
+        """Bicubic enlargement."""
+        return bicubic(y, self.context.height, self.context.width)
+
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         return x - self.initial(self(x)) + self.initial(y)
 
@@ -99,6 +104,10 @@ class GaussianBlur(SeparableOperator):
         super().__init__(
             context, filter_matrix(used, context.height), filter_matrix(used, context.width)
         )
+
+    def classical(self, y: Tensor, sigma: float = SIGMA) -> Tensor:
+        """Tikhonov-regularised deconvolution."""
+        return regularised(self, y, sigma)
 
     def saved(self) -> dict[str, np.ndarray]:
         return {"kernel": np.outer(self.profile, self.profile).astype(np.float32)}
@@ -133,6 +142,10 @@ class KernelBlur(LinearOperator):
         spectrum = torch.fft.rfft2(padded, s=self._size) * self._spectrum
         blurred = torch.fft.irfft2(spectrum, s=self._size)
         return blurred[..., : x.shape[-2], : x.shape[-1]].reshape(x.shape)
+
+    def classical(self, y: Tensor, sigma: float = SIGMA) -> Tensor:
+        """Tikhonov-regularised deconvolution, by conjugate gradients."""
+        return regularised(self, y, sigma)
 
     def saved(self) -> dict[str, np.ndarray]:
         return {"kernel": self.kernel}
@@ -238,6 +251,10 @@ class Inpainting(LinearOperator):
 
     def spectrum(self, cutoff: float = CUTOFF) -> Spectrum:
         return diagonal_spectrum(self.masks)
+
+    def classical(self, y: Tensor, sigma: float = SIGMA) -> Tensor:
+        """Linear interpolation between the kept pixels."""
+        return interpolation(y, self.masks)
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         return x * (1 - self.masks) + y * self.masks

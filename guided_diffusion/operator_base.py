@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guided_diffusion.classical import SIGMA
 from guided_diffusion.linear_solvers import CUTOFF, SeparableFactors, Spectrum
 from util.errors import UnsupportedError, UserError
 from util.img_utils import MaskConfig
@@ -68,6 +69,15 @@ class Operator:
     def initial(self, y: Tensor) -> Tensor | None:
         """An image [B, 3, H, W] to start the aligned initialisation from; None: there is none."""
         return y
+
+    @property
+    def has_classical(self) -> bool:
+        return type(self).classical is not Operator.classical
+
+    def classical(self, y: Tensor, sigma: float = SIGMA) -> Tensor | None:
+        """The image [B, 3, H, W] that a method without a learned prior restores from y with noise
+        of `sigma`; None: there is none for this operator."""
+        return None
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """x moved towards the images that measure as y (projection and MCG methods)."""
