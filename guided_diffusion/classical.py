@@ -1,7 +1,7 @@
 """Classical restorations: what operators can do about their measurements without a learned prior.
 
-An operator names its own as `Operator.classical`. They are baselines of the tables, and what
-dpps can start from (`init: classical`).
+An operator names its own as `Operator.classical`, a baseline of the tables, and as
+`Operator.inverse`, what dpps can start from.
 """
 
 from typing import TYPE_CHECKING
@@ -18,23 +18,40 @@ from util.resizer import bicubic_matrix
 if TYPE_CHECKING:
     from guided_diffusion.operator_base import LinearOperator
 
-SIGMA = 0.01  # the noise on [-1, 1] that published tasks have, and the least that is assumed
-_TIKHONOV_WEIGHT = 1e-3  # of || x ||^2, for noise of SIGMA
+# Of the baseline, chosen for noise of 0.01 on [-1, 1]: what is left of the noise can be looked at.
+TIKHONOV_WEIGHT = 1e-3
 CG_ITERATIONS = 30
 
+# Of what sampling starts from: it may keep the noise, which the prior removes, but no blur. The
+# weight of least squared error is the variance of the noise over that of the image; 1/3 is about
+# the mean of photographs on [-1, 1].
+_NOISE_WEIGHT = 3.0
+_LEAST_SIGMA = 0.01  # "no noise" would still be rounded to 8 bits
+_INVERSE_ITERATIONS = 150
 
-def regularised(
-    operator: "LinearOperator", y: Tensor, sigma: float = SIGMA, x0: Tensor | None = None
-) -> Tensor:
-    """Tikhonov: argmin over x of || y - A x ||^2 + weight || x - x0 ||^2, images [B, 3, H, W].
 
-    The weight grows with the noise's variance. Default x0: each channel's mean. In closed form
-    where the operator has one, others by CG_ITERATIONS of conjugate gradients.
+def deconvolution(operator: "LinearOperator", y: Tensor) -> Tensor:
+    """Tikhonov: argmin over x of || y - A x ||^2 + weight || x - mean ||^2, images [B, 3, H, W].
+
+    `mean` is each channel's. In closed form where the operator has one, others by CG_ITERATIONS
+    of conjugate gradients.
     """
-    if x0 is None:
-        x0 = y.mean((-2, -1), keepdim=True).expand_as(y)
-    weight = _TIKHONOV_WEIGHT * max(sigma / SIGMA, 1.0) ** 2
-    return tikhonov(operator, y, x0, weight, CG_ITERATIONS)
+    return tikhonov(operator, y, _means(y), TIKHONOV_WEIGHT, CG_ITERATIONS)
+
+
+def regularised_inverse(
+    operator: "LinearOperator", y: Tensor, sigma: float, x0: Tensor | None = None
+) -> Tensor:
+    """The same with a weight that follows the noise's `sigma`, and solved further.
+
+    x0: what it falls back to where y says nothing, default each channel's mean
+    """
+    weight = _NOISE_WEIGHT * max(sigma, _LEAST_SIGMA) ** 2
+    return tikhonov(operator, y, _means(y) if x0 is None else x0, weight, _INVERSE_ITERATIONS)
+
+
+def _means(y: Tensor) -> Tensor:
+    return y.mean((-2, -1), keepdim=True).expand_as(y)
 
 
 def bicubic(y: Tensor, height: int, width: int) -> Tensor:

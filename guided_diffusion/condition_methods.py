@@ -223,9 +223,9 @@ class ProximalSampling(ConditioningMethod):
       guidance adds up over the steps and published scales belong to 1000
     n_max: candidates at high signal-to-noise ratio
     candidates: "adaptive" (the published rule) or a fixed number; 1 is DPS with this start
-    init: "aligned" (start from the noised measurement), "noise", or "classical" (from the noised
-      restoration without a prior, `Operator.classical`: with max_timestep it spares steps that
-      would solve a blur by gradients)
+    init: "aligned" (start from the noised measurement), "noise", or "inverse" (from the noised
+      `Operator.inverse` of the measurement: a blur is then solved before the first step, and with
+      max_timestep few steps are left)
     selection: target of the choice, "predicted_noise" (published program) or "interpolated"
       (the form in the paper's text)
     max_timestep: begin below this original timestep (of 1000), at the noise level of that step.
@@ -240,7 +240,7 @@ class ProximalSampling(ConditioningMethod):
         scale: float = 1.0,
         n_max: int = 50,
         candidates: Literal["adaptive"] | int = "adaptive",
-        init: Literal["aligned", "classical", "noise"] = "aligned",
+        init: Literal["aligned", "inverse", "noise"] = "aligned",
         selection: Literal["predicted_noise", "interpolated"] = "predicted_noise",
         scale_by_steps: bool = False,
         max_timestep: int | None = None,
@@ -249,7 +249,7 @@ class ProximalSampling(ConditioningMethod):
             raise UserError("dpps: n_max and candidates must be at least 1")
         if max_timestep is not None and (max_timestep < 1 or init == "noise"):
             raise UserError(
-                "dpps: max_timestep must be at least 1, and needs init: aligned or classical"
+                "dpps: max_timestep must be at least 1, and needs init: aligned or inverse"
             )
         self.scale = scale
         self.n_max = n_max
@@ -265,10 +265,8 @@ class ProximalSampling(ConditioningMethod):
                 f"dpps: max_timestep needs a measurement that is an image, unlike "
                 f"{type(operator).__name__}'s"
             )
-        if self.init == "classical" and not operator.has_classical:
-            raise UnsupportedError(
-                f"dpps: init: classical: there is no classical method for {operator.title}"
-            )
+        if self.init == "inverse" and not operator.has_inverse:
+            raise UnsupportedError(f"dpps: init: inverse: {operator.title} has none")
 
     def first_step(self, diffusion: GaussianDiffusion) -> int:
         if self.max_timestep is None:
@@ -276,7 +274,7 @@ class ProximalSampling(ConditioningMethod):
         return max(0, int((diffusion.timesteps < self.max_timestep).sum()) - 1)
 
     def start(self, problem: Problem, noise: NoiseSource) -> Tensor:
-        """x_T = sqrt(acp) u + sqrt(1 - acp) z, u the measurement as an image, or restored."""
+        """x_T = sqrt(acp) u + sqrt(1 - acp) z, u the measurement as an image, or its inverse."""
         z = super().start(problem, noise)
         u = self._first_guess(problem)
         if u is None:
@@ -290,8 +288,7 @@ class ProximalSampling(ConditioningMethod):
         if self.init == "aligned":
             return problem.operator.initial(problem.y)
         sigma = getattr(problem.noiser, "sigma", 0.0)
-        image = problem.operator.classical(problem.y, sigma)
-        return None if image is None else image.clamp(-1, 1)
+        return problem.operator.inverse(problem.y, sigma).clamp(-1, 1)
 
     def num_candidates(self, diffusion: GaussianDiffusion, t: int) -> int:
         """n = floor(max(n_max (1 - exp(-SNR_t)), 2)), or the fixed number."""

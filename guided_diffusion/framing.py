@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guided_diffusion.classical import SIGMA, regularised
+from guided_diffusion.classical import regularised_inverse
 from guided_diffusion.measurements import LinearOperator, Operator
 from util.errors import UserError
 from util.resizer import fold_reflect
@@ -92,15 +92,14 @@ class FramedOperator(LinearOperator):
         return None if image is None else self.frame.fill(image)
 
     @property
-    def has_classical(self) -> bool:
-        return self.inner.has_classical
+    def has_inverse(self) -> bool:
+        return self.inner.has_inverse
 
-    def classical(self, y: Tensor, sigma: float = SIGMA) -> Tensor | None:
-        """The inner restoration; with a border, a regularised inverse that knows nothing of it."""
+    def inverse(self, y: Tensor, sigma: float) -> Tensor:
+        """The inner one; with a border, one that knows nothing of what lies there."""
         if self.border:
-            return regularised(self, y, sigma, self.initial(y))
-        image = self.inner.classical(y, sigma)
-        return None if image is None else self.frame.fill(image)
+            return regularised_inverse(self, y, sigma, self.initial(y))
+        return self.frame.fill(self.inner.inverse(y, sigma))
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """The inner projection inside the frame; with a border, a step along the adjoint."""

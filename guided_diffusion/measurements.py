@@ -14,7 +14,12 @@ from scipy.fft import next_fast_len
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from guided_diffusion.classical import SIGMA, bicubic, interpolation, regularised
+from guided_diffusion.classical import (
+    bicubic,
+    deconvolution,
+    interpolation,
+    regularised_inverse,
+)
 from guided_diffusion.linear_solvers import CUTOFF, Spectrum, diagonal_spectrum
 from guided_diffusion.operator_base import (
     OPERATORS,
@@ -75,9 +80,12 @@ class SuperResolution(SeparableOperator):
         """y enlarged by nearest neighbour."""
         return F.interpolate(y, size=(self.context.height, self.context.width), mode="nearest")
 
-    def classical(self, y: Tensor, sigma: float = SIGMA) -> Tensor:
+    def classical(self, y: Tensor) -> Tensor:
         """Bicubic enlargement."""
         return bicubic(y, self.context.height, self.context.width)
+
+    def inverse(self, y: Tensor, sigma: float) -> Tensor:
+        return self.classical(y)
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         return x - self.initial(self(x)) + self.initial(y)
@@ -105,9 +113,11 @@ class GaussianBlur(SeparableOperator):
             context, filter_matrix(used, context.height), filter_matrix(used, context.width)
         )
 
-    def classical(self, y: Tensor, sigma: float = SIGMA) -> Tensor:
-        """Tikhonov-regularised deconvolution."""
-        return regularised(self, y, sigma)
+    def classical(self, y: Tensor) -> Tensor:
+        return deconvolution(self, y)
+
+    def inverse(self, y: Tensor, sigma: float) -> Tensor:
+        return regularised_inverse(self, y, sigma)
 
     def saved(self) -> dict[str, np.ndarray]:
         return {"kernel": np.outer(self.profile, self.profile).astype(np.float32)}
@@ -143,9 +153,11 @@ class KernelBlur(LinearOperator):
         blurred = torch.fft.irfft2(spectrum, s=self._size)
         return blurred[..., : x.shape[-2], : x.shape[-1]].reshape(x.shape)
 
-    def classical(self, y: Tensor, sigma: float = SIGMA) -> Tensor:
-        """Tikhonov-regularised deconvolution, by conjugate gradients."""
-        return regularised(self, y, sigma)
+    def classical(self, y: Tensor) -> Tensor:
+        return deconvolution(self, y)
+
+    def inverse(self, y: Tensor, sigma: float) -> Tensor:
+        return regularised_inverse(self, y, sigma)
 
     def saved(self) -> dict[str, np.ndarray]:
         return {"kernel": self.kernel}
@@ -252,9 +264,12 @@ class Inpainting(LinearOperator):
     def spectrum(self, cutoff: float = CUTOFF) -> Spectrum:
         return diagonal_spectrum(self.masks)
 
-    def classical(self, y: Tensor, sigma: float = SIGMA) -> Tensor:
+    def classical(self, y: Tensor) -> Tensor:
         """Linear interpolation between the kept pixels."""
         return interpolation(y, self.masks)
+
+    def inverse(self, y: Tensor, sigma: float) -> Tensor:
+        return self.classical(y)
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         return x * (1 - self.masks) + y * self.masks

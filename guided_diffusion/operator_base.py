@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusion.classical import SIGMA
 from guided_diffusion.linear_solvers import CUTOFF, SeparableFactors, Spectrum
 from util.errors import UnsupportedError, UserError
 from util.img_utils import MaskConfig
@@ -70,14 +69,19 @@ class Operator:
         """An image [B, 3, H, W] to start the aligned initialisation from; None: there is none."""
         return y
 
-    @property
-    def has_classical(self) -> bool:
-        return type(self).classical is not Operator.classical
-
-    def classical(self, y: Tensor, sigma: float = SIGMA) -> Tensor | None:
-        """The image [B, 3, H, W] that a method without a learned prior restores from y with noise
-        of `sigma`; None: there is none for this operator."""
+    def classical(self, y: Tensor) -> Tensor | None:
+        """The image [B, 3, H, W] that the usual method without a learned prior restores from y;
+        None: there is none for this operator."""
         return None
+
+    @property
+    def has_inverse(self) -> bool:
+        return type(self).inverse is not Operator.inverse
+
+    def inverse(self, y: Tensor, sigma: float) -> Tensor:
+        """An image [B, 3, H, W] without what A did, for y with noise of `sigma`, that may be
+        noisier than one would look at."""
+        raise NotImplementedError
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """x moved towards the images that measure as y (projection and MCG methods)."""

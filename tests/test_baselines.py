@@ -68,17 +68,17 @@ def test_inpainting_keeps_what_is_known_and_interpolates_lines_exactly():
 def test_more_noise_is_regularised_more():
     x, y, operator = measured(GaussianBlur(61, 3.0, context=CONTEXT))
     noisy = y + 0.1 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
-    careless, careful = (operator.classical(noisy, sigma) for sigma in (0.01, 0.1))
+    careless, careful = (operator.inverse(noisy, sigma) for sigma in (0.01, 0.1))
     assert (careful - x).norm() < 0.85 * (careless - x).norm()
 
 
 @pytest.mark.parametrize("border", [0, 6])
-def test_classical_method_inside_a_frame(border):
+def test_the_inverse_inside_a_frame(border):
     frame = Frame(SIZE, SIZE, SIZE + 16, SIZE + 8)
     x, _, operator = measured(MotionBlur(15, 0.5, context=CONTEXT))
     framed = FramedOperator(operator, frame, border)
     y = framed(frame.fill(x))
-    restored = frame.cut(framed.classical(y))
+    restored = frame.cut(framed.inverse(y, 0.01))
     inner = (..., slice(16, -16), slice(16, -16))
     assert (restored - x)[inner].norm() < 0.5 * (operator(x) - x)[inner].norm()
 

@@ -168,8 +168,8 @@ def test_sampling_can_begin_below_a_timestep():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_start_may_be_a_classical_restoration(task):
-    method = ProximalSampling(init="classical", max_timestep=300)
+def test_the_start_may_be_the_inverse(task):
+    method = ProximalSampling(init="inverse", max_timestep=300)
     prior, operator = float64_prior(20), operator_for(task).bind(KEYS[:2])
     y = operator(golden_data.normal((2, 3, SIZE, SIZE), 2).double().clamp(-1, 1))
     problem = Problem(y, operator, GaussianNoise(), prior.diffusion, (3, SIZE, SIZE))
@@ -177,15 +177,15 @@ def test_the_start_may_be_a_classical_restoration(task):
     z = Float64Noise(KEYS[:2], torch.device("cpu")).normal("start", 20, (3, SIZE, SIZE))
     acp = prior.diffusion.alphas_cumprod[method.first_step(prior.diffusion)]
     guess = (start - (1 - acp) ** 0.5 * z) / acp**0.5
-    torch.testing.assert_close(guess, operator.classical(y).clamp(-1, 1))
+    torch.testing.assert_close(guess, operator.inverse(y, 0.0).clamp(-1, 1))
     alone = operator_for(task).bind(KEYS[1:2])
-    torch.testing.assert_close(guess[1:], alone.classical(y[1:]).clamp(-1, 1))
+    torch.testing.assert_close(guess[1:], alone.inverse(y[1:], 0.0).clamp(-1, 1))
 
 
-def test_no_classical_start_where_there_is_no_such_method():
+def test_no_inverse_where_there_is_none():
     operator = OPERATORS.get("phase_retrieval")(context=OperatorContext(SIZE, SIZE))
-    with pytest.raises(UserError, match="no classical method for PhaseRetrieval"):
-        ProximalSampling(init="classical").check(operator, GaussianNoise())
+    with pytest.raises(UserError, match="PhaseRetrieval has none"):
+        ProximalSampling(init="inverse").check(operator, GaussianNoise())
 
 
 def uniform_prior(diffusion, spread=0.5, grain=0.1):
