@@ -5,7 +5,7 @@ To add one, register a class with `names` and `load`; its keyword arguments are 
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -47,8 +47,8 @@ def find_images(root: str | Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        found += [Path(folder) / name for name in names if _is_image(name)]
-        others.update(_suffix(name) for name in names if _suffix(name) in _OTHER_PICTURES)
+        found += [Path(folder) / name for name in names if _has_suffix(name, IMAGE_SUFFIXES)]
+        others.update(_suffix(name) for name in names if _has_suffix(name, _OTHER_PICTURES))
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
         get_logger().warning("%s: passed over, of kinds that are not read: %s", root, kinds)
@@ -66,8 +66,8 @@ def _suffix(name: str) -> str:
     return Path(name).suffix.lower()
 
 
-def _is_image(name: str) -> bool:
-    return _suffix(name) in IMAGE_SUFFIXES and not name.startswith(".")
+def _has_suffix(name: str, suffixes: Collection[str]) -> bool:
+    return _suffix(name) in suffixes and not name.startswith(".")
 
 
 class Dataset:

@@ -23,8 +23,7 @@ TIKHONOV_WEIGHT = 1e-3
 CG_ITERATIONS = 30
 
 # Of what sampling starts from: it may keep the noise, which the prior removes, but no blur. The
-# weight of least squared error is the variance of the noise over that of the image; 1/3 is about
-# the mean of photographs on [-1, 1].
+# weight of least squared error is the variance of the noise over that of the image, here 1/3.
 _NOISE_WEIGHT = 3.0
 _LEAST_SIGMA = 0.01  # "no noise" would still be rounded to 8 bits
 _INVERSE_ITERATIONS = 150

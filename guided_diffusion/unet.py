@@ -118,9 +118,12 @@ class GroupNorm32(nn.GroupNorm):
     """Group normalisation computed in float32 whatever the type of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.dtype != torch.float16:
-            return super().forward(x)  # float32 statistics and weights, without the copies
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+        return super().forward(self._widened(x)).to(x.dtype)
+
+    def _widened(self, x: Tensor) -> Tensor:
+        """x in the type of the weights, unless the device computes in that type without a copy."""
+        in_place = x.device.type == "cpu" and x.dtype != torch.float16
+        return x if in_place else x.to(self.weight.dtype)
 
     def modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """norm(x) (1 + scale) + shift for x [B, C, H, W] and float32 scale, shift [B, C].
@@ -128,15 +131,13 @@ class GroupNorm32(nn.GroupNorm):
         One pass over x in place of three: the images become groups of one normalisation, whose
         weights take up scale and shift. In other layouts than the contiguous one that would copy x.
         """
-        if not x.is_contiguous() or (x.device.type == "cpu" and x.dtype == torch.float16):
+        if not x.is_contiguous():
             scale, shift = (a.to(x.dtype)[:, :, None, None] for a in (scale, shift))
             return self(x) * (1 + scale) + shift
         gain = 1 + scale
         weight, bias = self.weight * gain, self.bias * gain + shift
-        flat = x.reshape(1, -1, *x.shape[2:])
+        flat = self._widened(x.reshape(1, -1, *x.shape[2:]))
         groups = self.num_groups * len(x)
-        if x.device.type != "cpu":
-            flat = flat.to(weight.dtype)
         normalised = F.group_norm(flat, groups, weight.flatten(), bias.flatten(), self.eps)
         return normalised.to(x.dtype).reshape(x.shape)
 

@@ -141,7 +141,7 @@ def test_a_film_that_cannot_be_made_costs_no_image(tiny, tmp_path, monkeypatch, 
 
 def test_pictures_of_kinds_that_are_not_read_are_counted(tmp_path, capsys):
     images = write_images(tmp_path, ["a.png", "sub/b.jpg"])
-    for name in ("x.heic", "sub/y.HEIC", "z.gif", "notes.txt"):
+    for name in ("x.heic", "sub/y.HEIC", "z.gif", "notes.txt", "._x.heic"):
         (images / name).write_bytes(b"")
     (images / "a.png").rename(images / "a.jfif")
     assert [path.name for path in find_images(images)] == ["a.jfif", "b.jpg"]
