@@ -47,6 +47,21 @@ def test_command_line(tmp_path, capsys):
     assert [line.split(":")[0] for line in lines] == ["inpainting, windows", "inpainting, tile"]
     assert Image.open(out / "inpainting.png").size == (4 * 2 * SIZE, SIZE)
 
+    other = tmp_path / "other.png"
+    Image.fromarray(pixels[:, ::-1].copy()).save(other)
+    both = [str(photo), str(other)]
+    assert main([*both, "--seeds=2", "--tasks", "inpainting", *options]) == 0
+    several = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(", seed 0, ")[2] for line in several[:2]] == lines
+    mean, difference = (
+        float(line.split(": ")[1].split(" dB")[0]) for line in (several[8], several[10])
+    )
+    singles = [float(line.split(": ")[1].split(" dB")[0]) for line in several[:8]]
+    assert mean == pytest.approx(sum(singles[::2]) / 4, abs=0.01)
+    assert difference == pytest.approx((sum(singles[1::2]) - sum(singles[::2])) / 4, abs=0.011)
+    assert several[10].endswith("(2 photograph(s), 2 seed(s))")
+    assert (out / "2_inpainting_tile.png").exists()
+
     Image.fromarray(pixels[:SIZE, :SIZE]).save(photo)
     assert main([str(photo), *options]) == 2
     assert "larger than 64x64" in capsys.readouterr().err

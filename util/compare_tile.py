@@ -1,19 +1,22 @@
 #!/usr/bin/env python3
-"""Restore a photograph larger than the model by `tile`, and by windows that know nothing of each
+"""Restore photographs larger than the model by `tile`, and by windows that know nothing of each
 other, from the same measurement; compare.
 
-    python -m util.compare_tile PHOTOGRAPH --save_dir results/tile
+    python -m util.compare_tile PHOTOGRAPH ... --save_dir results/tile
 
 For each task it prints the PSNR of both and how visible the borders between the independent
 windows are in either: the mean jump across these borders over the mean jump between neighbouring
-pixels elsewhere, divided by the same figure of the original (1: no more than chance). The picture
-has a row per task: measurement, independent windows, tile, original.
+pixels elsewhere, divided by the same figure of the original (1: no more than chance); with several
+photographs or seeds, also the mean of both and of their difference. The pictures, of the first
+seed, show measurement, independent windows, tile, original.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +37,7 @@ from util.img_utils import MaskConfig, to_pixels, to_tensor
 from util.metrics.pixels import psnr
 from util.randomness import ImageKey, PerImageNoise
 from util.run_config import DiffusionConfig, load_diffusion_config, load_model_config
+from util.statistics import paired_difference
 
 TASKS = ("super_resolution", "gaussian_blur", "inpainting", "motion_blur")
 SIGMA = 0.01  # of the measurement noise, on [-1, 1], as in the published configs
@@ -139,53 +143,108 @@ class Comparison:
         return sample(prior, self.method, problem, noise)[0]
 
 
-def _sheet(images: Sequence[Tensor]) -> Image.Image:
+def photograph(path: str, size: int) -> Tensor:
+    """The centre of a photograph, [1, 3, H, W] in [-1, 1], H and W multiples of `size`."""
+    label = to_tensor(read_image(path))[None]
+    height, width = (side - side % size for side in label.shape[-2:])
+    if min(height, width) < size or height == width == size:
+        raise UserError(f"{path}: larger than {size}x{size} is needed to see borders")
+    top, left = (label.shape[-2] - height) // 2, (label.shape[-1] - width) // 2
+    return label[..., top : top + height, left : left + width]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one way of restoring gave."""
+
+    psnr: float  # dB
+    borders: float  # border_visibility
+
+    @classmethod
+    def of(cls, image: Tensor, label: Tensor, size: int) -> "Figures":
+        quality = psnr(to_pixels(label), to_pixels(image))
+        return cls(quality, border_visibility(image.clamp(-1, 1).cpu(), label.cpu(), size))
+
+    @classmethod
+    def mean(cls, several: Sequence["Figures"]) -> "Figures":
+        return cls(fmean(f.psnr for f in several), fmean(f.borders for f in several))
+
+    def __str__(self) -> str:
+        return f"{self.psnr:.2f} dB, borders {self.borders:.3f}"
+
+
+WAYS = ("windows", "tile")
+Key = tuple[str, int]  # photograph, seed
+
+
+def print_means(task: str, found: dict[str, dict[Key, Figures]]) -> None:
+    """The mean of each way over photographs and seeds, and of tile - windows in dB."""
+    for way in WAYS:
+        print(f"{task}, {way}, mean: {Figures.mean(list(found[way].values()))}", flush=True)
+    tile, windows = ({k: f.psnr for k, f in found[way].items()} for way in ("tile", "windows"))
+    paired = paired_difference(tile, windows)
+    interval = ""
+    if paired.low is not None:
+        interval = f", 95 % interval {paired.low:+.2f} .. {paired.high:+.2f}"
+    seeds = len(tile) // paired.n
+    count = f"{paired.n} photograph(s), {seeds} seed(s)"
+    print(f"{task}, tile - windows: {paired.difference:+.3f} dB{interval} ({count})", flush=True)
+
+
+def _save(images: Sequence[Tensor], path: Path) -> None:
     """Images [3, H, W] side by side."""
-    return Image.fromarray(to_pixels(torch.cat([image.cpu() for image in images], dim=-1)))
+    row = torch.cat([image.cpu() for image in images], dim=-1)
+    Image.fromarray(to_pixels(row)).save(path)
 
 
 @report_errors
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add("photograph", help="at least as large as the model's windows; the centre is taken")
+    add("photographs", nargs="+", help="larger than the model's windows; the centre is taken")
     add("--save_dir", default="results/tile", help="where the pictures go")
     add("--tasks", nargs="+", default=TASKS[:3], choices=TASKS, help="what is compared")
     add("--model_config", default="configs/demo_model_config.yaml", help="network")
     add("--diffusion_config", default="configs/demo_diffusion_config.yaml", help="steps, guidance")
     add("--overlap", type=int, help="pixels that windows share (default: a quarter window)")
-    add("--seed", type=int, default=0, help="of kernel, mask, noise and samples")
+    add("--seed", type=int, default=0, help="of kernel, mask, noise and samples; the first of them")
+    add("--seeds", type=int, default=1, help="how many, from --seed on")
     add("--precision", choices=tuple(PRECISIONS), help="of the network")
     add("--compile", action="store_true", help="run the network through torch.compile")
     add_device(parser)
     args = parser.parse_args(argv)
+    if args.seeds < 1:
+        raise UserError(f"--seeds {args.seeds}: at least 1 is needed")
 
     device = resolve_device(args.device)
     model = load_model_config(args.model_config)
     diffusion = load_diffusion_config(args.diffusion_config)
-    prior = build_prior(model, diffusion, device, Execution(args.precision, args.compile))
     size = model.unet.image_size
-    label = to_tensor(read_image(args.photograph))[None].to(device)
-    height, width = (side - side % size for side in label.shape[-2:])
-    if min(height, width) < size or height == width == size:
-        raise UserError(f"{args.photograph}: larger than {size}x{size} is needed to see borders")
-    top, left = (label.shape[-2] - height) // 2, (label.shape[-1] - width) // 2
-    label = label[..., top : top + height, left : left + width]
+    labels = {path: photograph(path, size) for path in args.photographs}
+    prior = build_prior(model, diffusion, device, Execution(args.precision, args.compile))
 
     folder = Path(args.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     overlap = size // 4 if args.overlap is None else args.overlap
-    truth = to_pixels(label[0])
+    several = len(labels) * args.seeds > 1
     for task in args.tasks:
-        comparison = Comparison.measure(task, label, prior, diffusion, size, args.seed)
-        restored = {"windows": comparison.windows(), "tile": comparison.tile(overlap)}
-        images = [comparison.view(), *restored.values(), label[0]]
-        _sheet(images).save(folder / f"{task}.png")
-        for name, image in restored.items():
-            _sheet([image]).save(folder / f"{task}_{name}.png")
-            quality = psnr(truth, to_pixels(image))
-            visible = border_visibility(image.clamp(-1, 1).cpu(), label[0].cpu(), size)
-            print(f"{task}, {name}: {quality:.2f} dB, borders {visible:.3f}", flush=True)
+        found: dict[str, dict[Key, Figures]] = {way: {} for way in WAYS}
+        for path, seed in product(labels, range(args.seed, args.seed + args.seeds)):
+            label = labels[path].to(device)
+            comparison = Comparison.measure(task, label, prior, diffusion, size, seed)
+            restored = {"windows": comparison.windows(), "tile": comparison.tile(overlap)}
+            which = f"{Path(path).name}, seed {seed}, " if several else ""
+            for way, image in restored.items():
+                found[way][path, seed] = Figures.of(image, label[0], size)
+                print(f"{which}{task}, {way}: {found[way][path, seed]}", flush=True)
+            if seed == args.seed:
+                number = f"{list(labels).index(path) + 1}_" if len(labels) > 1 else ""
+                everything = [comparison.view(), *restored.values(), label[0]]
+                _save(everything, folder / f"{number}{task}.png")
+                for way, image in restored.items():
+                    _save([image], folder / f"{number}{task}_{way}.png")
+        if several:
+            print_means(task, found)
     return 0
 
 
