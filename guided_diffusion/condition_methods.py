@@ -26,8 +26,18 @@ from util.registry import Registry
 class Extent(Protocol):
     """Over what norm and choice are taken: the image, or parts of it."""
 
-    def distance(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
-        """Distance d of measured from y, both [B, ...]: [B]."""
+    def distances(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
+        """Distances of measured from y, both [B, ...], over the parts: [B, parts...]."""
+
+    def expected_distances(self, noiser: NoiseModel, known: Tensor) -> Tensor:
+        """Those that the noise alone leaves, for `known` like y: [B, parts...]."""
+
+    def energies(self, gradient: Tensor) -> Tensor:
+        """Squared norms of a gradient [B, 3, H, W] over the parts: [B, parts...]."""
+
+    def blend(self, values: Tensor) -> Tensor:
+        """Values [B, parts...] spread over the pixels of their parts: like `at_pixels`, but
+        changing smoothly."""
 
     def scores(self, residuals: Tensor) -> Tensor:
         """Squared norms of the residuals [m, B, ...] of m candidates: [m, B, parts...]."""
@@ -45,8 +55,17 @@ class WholeImage:
 
     factor: float = 1.0
 
-    def distance(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
+    def distances(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
         return self.factor * noiser.distance(y, measured)
+
+    def expected_distances(self, noiser: NoiseModel, known: Tensor) -> Tensor:
+        return self.factor * noiser.expected_distance(known)
+
+    def energies(self, gradient: Tensor) -> Tensor:
+        return gradient.flatten(1).square().sum(1)
+
+    def blend(self, values: Tensor) -> Tensor:
+        return self.at_pixels(values)
 
     def scores(self, residuals: Tensor) -> Tensor:
         return residuals.flatten(2).square().sum(2)
@@ -65,10 +84,25 @@ class Problem:
     diffusion: GaussianDiffusion
     image_shape: tuple[int, int, int]  # [3, H, W]
     extent: Extent = WholeImage()
+    known: Tensor | None = None  # 1 where y holds a measurement, like y; None: everywhere
+
+    def distances(self, x0_hat: Tensor) -> Tensor:
+        """Distances of A(x0_hat) from y over the parts of the extent: [B, parts...]."""
+        return self.extent.distances(self.noiser, self.y, self.operator(x0_hat))
 
     def distance(self, x0_hat: Tensor) -> Tensor:
         """d, the distance of A(x0_hat) from y: [B]."""
-        return self.extent.distance(self.noiser, self.y, self.operator(x0_hat))
+        return _per_image(self.distances(x0_hat))
+
+    def expected_distances(self) -> Tensor:
+        """The distances that the noise alone leaves: [B, parts...]."""
+        known = torch.ones_like(self.y) if self.known is None else self.known
+        return self.extent.expected_distances(self.noiser, known)
+
+
+def _per_image(values: Tensor) -> Tensor:
+    """Sums [B] of values [B, parts...]."""
+    return values if values.ndim == 1 else values.flatten(1).sum(1)
 
 
 # x_t, t -> the unconditional prediction and the sampler's transition
@@ -221,6 +255,9 @@ class ProximalSampling(ConditioningMethod):
 
     scale: guidance scale s; with `scale_by_steps` it is multiplied by 1000 / T, since the
       guidance adds up over the steps and published scales belong to 1000
+    limit_scale: no guidance step longer than Polyak's, (d - d*) / || g ||^2, with d* what the
+      noise alone leaves of the distance d, and g its gradient. A norm's gradient does not shrink
+      with the norm, so that a scale for few steps overshoots in the last ones. Published: False
     n_max: candidates at high signal-to-noise ratio
     candidates: "adaptive" (the published rule) or a fixed number; 1 is DPS with this start
     init: "aligned" (start from the noised measurement), "noise", or "inverse" (from the noised
@@ -244,6 +281,7 @@ class ProximalSampling(ConditioningMethod):
         selection: Literal["predicted_noise", "interpolated"] = "predicted_noise",
         scale_by_steps: bool = False,
         max_timestep: int | None = None,
+        limit_scale: bool = False,
     ) -> None:
         if n_max < 1 or (candidates != "adaptive" and candidates < 1):
             raise UserError("dpps: n_max and candidates must be at least 1")
@@ -258,6 +296,7 @@ class ProximalSampling(ConditioningMethod):
         self.selection = selection
         self.scale_by_steps = scale_by_steps
         self.max_timestep = max_timestep
+        self.limit_scale = limit_scale
 
     def check(self, operator: Operator, noiser: NoiseModel) -> None:
         if self.max_timestep is not None and not operator.measures_images:
@@ -299,18 +338,28 @@ class ProximalSampling(ConditioningMethod):
     def step(self, reverse, x_t, t, problem, noise):
         x_t = x_t.detach().requires_grad_()
         prior, move = reverse(x_t, t)
-        d = problem.distance(prior.x0_hat)
-        g = _gradient(d, x_t)
-        steps = problem.diffusion.num_timesteps
-        s = self.scale * (1000 / steps if self.scale_by_steps else 1)
-        mu = move.mean.detach() - s * g
-        x0_hat, d = prior.x0_hat.detach(), d.detach()
+        distances = problem.distances(prior.x0_hat)
+        g = _gradient(distances, x_t)
+        x0_hat, distances = prior.x0_hat.detach(), distances.detach()
+        mu = move.mean.detach() - self._guidance(distances, g, problem) * g
+        d = _per_image(distances)
         if t == 0:
             return StepResult(mu, x0_hat, d)
         n = self.num_candidates(problem.diffusion, t)
         with torch.no_grad():
             best, z = self.choose(mu, move.std.detach(), prior.eps, x_t, t, n, problem, noise)
             return StepResult(mu + move.std * z, x0_hat, d, n, best)
+
+    def _guidance(self, distances: Tensor, g: Tensor, problem: Problem) -> float | Tensor:
+        """Length of the step along -g: the scale, or what expands to g."""
+        steps = problem.diffusion.num_timesteps
+        scale = self.scale * (1000 / steps if self.scale_by_steps else 1)
+        if not self.limit_scale:
+            return scale
+        extent = problem.extent
+        excess = (distances - problem.expected_distances()).clamp(min=0)
+        polyak = excess / extent.energies(g).clamp(min=torch.finfo(g.dtype).tiny)
+        return extent.blend(polyak.clamp(max=scale))
 
     def choose(
         self,

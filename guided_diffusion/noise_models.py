@@ -35,6 +35,13 @@ class NoiseModel:
             return (y - predicted).flatten(1).norm(dim=1)
         return pool((y - predicted).square()).clamp(min=_LEAST_SQUARE).sqrt()
 
+    def expected_distance(self, known: Tensor, pool: Pool = _over_image) -> Tensor:
+        """The distance that the noise alone leaves, [B] or [B, parts...]; 0 where it is not stated.
+
+        known: 1 where y [B, ...] holds a measurement, 0 elsewhere
+        """
+        return torch.zeros_like(pool(known))
+
 
 NOISES: Registry[NoiseModel] = Registry("noise")
 
@@ -58,6 +65,10 @@ class GaussianNoise(NoiseModel):
 
     def __call__(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
         return clean + self.sigma * torch.as_tensor(rng.standard_normal(clean.shape)).to(clean)
+
+    def expected_distance(self, known: Tensor, pool: Pool = _over_image) -> Tensor:
+        """sigma sqrt(m) for m measured values."""
+        return self.sigma * pool(known).sqrt()
 
 
 @NOISES.register("poisson")

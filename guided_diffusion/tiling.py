@@ -168,15 +168,26 @@ class WindowExtent:
         def tensor(array: np.ndarray) -> Tensor:
             return torch.as_tensor(array, dtype=y.dtype, device=y.device)
 
+        self._blending = tensor(tiling.rows.weights), tensor(tiling.columns.weights)
         self._weights = tensor(rows.weights), tensor(columns.weights)
         self._parts = tensor(rows.parts), tensor(columns.parts)
         self._owners = [torch.as_tensor(axis.owners, device=y.device) for axis in (rows, columns)]
         self._share = tensor(np.sqrt(np.outer(rows.pixels, columns.pixels)) / tiling.size)
 
-    def distance(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
-        """Sum over windows of share || y - measured ||_window: [B]."""
-        norms = noiser.distance(y, measured, self.weighted)
-        return (self._share * norms).flatten(1).sum(1)
+    def distances(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
+        """share || y - measured ||_window of the windows: [B, rows, columns]."""
+        return self._share * noiser.distance(y, measured, self.weighted)
+
+    def expected_distances(self, noiser: NoiseModel, known: Tensor) -> Tensor:
+        return self._share * noiser.expected_distance(known, self.weighted)
+
+    def energies(self, gradient: Tensor) -> Tensor:
+        return _sums(gradient.square(), *self._blending)
+
+    def blend(self, values: Tensor) -> Tensor:
+        """Means of values [B, rows, columns] with the windows' weights: [B, 1, H, W]."""
+        rows, columns = self._blending
+        return (rows.T @ values @ columns)[:, None]
 
     def weighted(self, values: Tensor) -> Tensor:
         """Sums of values [..., C, h, w] over windows, weighted: [..., rows, columns]."""

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -55,9 +57,10 @@ def run(prior, method, task, images, keys) -> torch.Tensor:
     return sample(prior, method, problem, Float64Noise(keys, torch.device("cpu")))
 
 
+@pytest.mark.parametrize("limit_scale", [False, True])
 @pytest.mark.parametrize("task", TASKS)
-def test_batch_of_four_equals_four_single_runs(task):
-    prior, method = float64_prior(20), ProximalSampling(scale=2.0)
+def test_batch_of_four_equals_four_single_runs(task, limit_scale):
+    prior, method = float64_prior(20), ProximalSampling(scale=2.0, limit_scale=limit_scale)
     images = golden_data.normal((4, 3, SIZE, SIZE), 1).double().clamp(-1, 1)
     together = run(prior, method, task, images, KEYS)
     for i, key in enumerate(KEYS):
@@ -145,6 +148,45 @@ def test_scale_by_steps():
         )
     ]
     torch.testing.assert_close(*runs)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_a_limited_guidance_step_ends_at_the_noise(scale):
+    """Where the network predicts no noise and all is measured, a step of Polyak's length takes
+    the distance to sigma sqrt(m); a shorter one is left alone."""
+    diffusion, t, sigma = GaussianDiffusion.create(timestep_respacing=20), 4, 0.02
+    prior = Prior(lambda x, _: torch.cat([x * 0, x * 0], 1), diffusion)
+    operator = Denoising(context=OperatorContext(SIZE, SIZE, dtype=torch.float64))
+    x_t = 0.5 * golden_data.normal((2, 3, SIZE, SIZE), 2).double().clamp(-1, 1)
+    y = x_t + torch.tensor([0.1, 0.3], dtype=torch.float64).view(2, 1, 1, 1)
+    problem = Problem(y, operator, GaussianNoise(sigma), diffusion, (3, SIZE, SIZE))
+
+    def step(scale: float, limit_scale: bool) -> torch.Tensor:
+        method = ProximalSampling(scale=scale, candidates=1, limit_scale=limit_scale)
+        noise = Float64Noise(KEYS[:2], torch.device("cpu"))
+        return method.step(prior.reverse, x_t, t, problem, noise).x
+
+    moved = step(scale, True) - step(0.0, False)
+    if scale < 1:
+        torch.testing.assert_close(moved, step(scale, False) - step(0.0, False))
+        return
+    x0_hat = (x_t + moved) / diffusion.alphas_cumprod[t] ** 0.5
+    expected = torch.full((2,), sigma * (3 * SIZE * SIZE) ** 0.5, dtype=torch.float64)
+    torch.testing.assert_close(problem.distance(x0_hat), expected)
+    problem = replace(problem, noiser=GaussianNoise(10.0))  # explains y: nothing is to be done
+    torch.testing.assert_close(step(scale, True), step(0.0, False))
+
+
+def test_what_is_not_measured_adds_nothing_to_the_noise():
+    y = torch.zeros(1, 3, SIZE, SIZE)
+    known = torch.zeros_like(y)
+    known[..., :4, :4] = 1
+    operator = Denoising(context=OperatorContext(SIZE, SIZE))
+    problem = Problem(y, operator, GaussianNoise(0.1), GaussianDiffusion.create(), y.shape[1:])
+    assert problem.expected_distances().item() == pytest.approx(0.1 * (3 * SIZE * SIZE) ** 0.5)
+    partly = replace(problem, known=known)
+    assert partly.expected_distances().item() == pytest.approx(0.1 * 48**0.5)
+    assert replace(problem, noiser=PoissonNoise()).expected_distances().item() == 0
 
 
 def test_sampling_can_begin_below_a_timestep():

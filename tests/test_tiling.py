@@ -98,7 +98,8 @@ def build(kind, height, width, batch=1):
 
 @pytest.mark.parametrize("kind", ["super_resolution", "gaussian_blur", "inpainting"])
 @pytest.mark.parametrize("noiser", [GaussianNoise(0.05), PoissonNoise(1.0)])
-def test_one_window_is_the_ordinary_run(kind, noiser):
+@pytest.mark.parametrize("limit_scale", [False, True])
+def test_one_window_is_the_ordinary_run(kind, noiser, limit_scale):
     diffusion = GaussianDiffusion.create(timestep_respacing=3)
     prior = Prior(golden_data.network(MODEL, seed=1).double(), diffusion)
     operator = build(kind, 32, 32)
@@ -115,7 +116,7 @@ def test_one_window_is_the_ordinary_run(kind, noiser):
     for chosen, problem in problems:
         noise = PerImageNoise([ImageKey(0, "a")], CPU)
         steps = []
-        method = ProximalSampling(scale=2.0, n_max=4, candidates=4)
+        method = ProximalSampling(scale=2.0, n_max=4, candidates=4, limit_scale=limit_scale)
         x = sample(chosen, method, problem, noise, lambda t, r: steps.append(r))  # noqa: B023
         runs.append((x, steps))
     torch.testing.assert_close(runs[0][0], runs[1][0], rtol=0, atol=1e-6)
@@ -177,6 +178,22 @@ def test_norms_of_windows_see_every_measured_pixel_once(border):
     squares = GaussianNoise().distance(y, torch.zeros_like(y), extent.weighted) ** 2
     torch.testing.assert_close(squares.sum(), y.square().sum())
     torch.testing.assert_close(extent.scores(y[None]).sum(), y.square().sum())
+    known = GaussianNoise(0.1).expected_distance(torch.ones_like(y), extent.weighted) ** 2
+    torch.testing.assert_close(known.sum().item(), 0.01 * y.numel())
+
+
+def test_limits_of_windows_meet_smoothly():
+    tiling = Tiling(48, 64, 32, 8)
+    extent = WindowExtent(tiling, Frame(40, 52, 48, 64), random(1, 3, 40, 52))
+    g = random(2, 3, 48, 64)
+    torch.testing.assert_close(extent.energies(g).sum((1, 2)), g.square().sum((1, 2, 3)))
+    limits = random(2, 2, 3, seed=1)
+    assert extent.energies(g).shape == limits.shape
+    blended = extent.blend(limits)
+    assert blended.shape == (2, 1, 48, 64)
+    assert blended.diff(dim=-1).abs().max() < 0.1
+    assert blended.amax() <= limits.amax()
+    torch.testing.assert_close(extent.blend(torch.full_like(limits, 2)), 0 * blended + 2)
 
 
 def test_a_window_that_fits_exactly_does_not_spoil_the_gradient():

@@ -42,7 +42,7 @@ class Case:
     operator: Operator  # of the whole image, bound to this one
     label: Tensor | None  # [3, H, W] on the CPU; None: there is none
     grey: bool  # the source has no colour channels
-    known: int  # values of y that the residual is taken over
+    known: Tensor | None  # 1 where y holds a measurement, [C, h, w]; None: everywhere
     source: Mapping[str, Any] = field(default_factory=dict)  # see Sources.mark
 
     @property
@@ -81,11 +81,9 @@ class Batch:
         with torch.no_grad():
             difference = problem.y - problem.operator(x.clamp(-1, 1))
         norms = difference.flatten(1).norm(dim=1).tolist()
-        sigma = getattr(problem.noiser, "sigma", None)
-        return [
-            Residual(norm, sigma * case.known**0.5 if sigma else None)
-            for norm, case in zip(norms, self.cases, strict=True)
-        ]
+        known = torch.ones_like(problem.y) if problem.known is None else problem.known
+        expected = problem.noiser.expected_distance(known).tolist()
+        return [Residual(norm, noise or None) for norm, noise in zip(norms, expected, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -184,21 +182,21 @@ class ProblemBuilder:
         operator = self.operator(*image.shape[-2:]).bind([key])
         clean = operator(image[None])[0]
         y = self.noiser(clean, key.numpy("noise"))
-        return Case(key, y, operator, label, self.dataset.is_grey(name), y.numel())
+        return Case(key, y, operator, label, self.dataset.is_grey(name), None)
 
     def _measured(self, key: ImageKey, y: Tensor) -> Case:
         grey = self.dataset.is_grey(key.name)
         factor = getattr(self.probe, "scale_factor", 1)
         operator = self.operator(*(side * factor for side in y.shape[-2:]))
-        said = torch.ones_like(y)
+        known = None
         if isinstance(operator, Inpainting):
             operator = self._with_mask(operator, key)
             # What the file holds at missing pixels means nothing.
-            y, said = operator(y[None])[0], operator(said[None])[0]
+            y, known = operator(y[None])[0], operator(torch.ones_like(y)[None])[0]
         else:
             y = self.dataset.on_white(key.name, y)
-        known = int(cut_border(said, self.dataset.border).sum())
-        if not known:
+        inside = cut_border(y if known is None else known, self.dataset.border)
+        if known is not None and not inside.any():
             raise UserError(f"{key.name}: the mask leaves no pixel; nothing is known of it")
         return Case(key, y, operator, None, grey, known)
 
@@ -214,12 +212,15 @@ class ProblemBuilder:
     def pose(self, cases: list[Case], prior: Prior) -> Batch:
         """The problem of `cases`, all of one size, for `prior`."""
         fit, border = self.dataset.fit, self.dataset.border
-        y = torch.stack([case.y for case in cases])
+        y, known = torch.stack([case.y for case in cases]), None
+        if cases[0].known is not None:
+            known = cut_border(torch.stack([case.known for case in cases]), border)
         first, *others = [case.operator for case in cases]
         operator = first.join(others)
         height, width = cases[0].size
         if fit not in ("pad", "tile"):
-            problem = Problem(y, operator, self.noiser, prior.diffusion, (3, height, width))
+            shape = (3, height, width)
+            problem = Problem(y, operator, self.noiser, prior.diffusion, shape, known=known)
             return Batch(cases, Frame(height, width, height, width), operator, problem, prior)
         frame = Frame.fitting(height, width, self.size, prior.size_multiple)
         framed = operator
@@ -232,6 +233,7 @@ class ProblemBuilder:
             prior.diffusion,
             (3, frame.full_height, frame.full_width),
             WholeImage(distance_factor(height, width, self.size)),
+            known,
         )
         if fit == "tile":
             tiling = Tiling(frame.full_height, frame.full_width, self.size, self.dataset.overlap)
