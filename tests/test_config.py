@@ -74,9 +74,9 @@ def test_demo_guidance_replaces_the_task_scale_and_is_overridden_by_set():
     ("task", "expected"),
     [
         ("super_resolution", [20, 20, 20]),
-        ("gaussian_deblur", [15, 30, 60]),
+        ("gaussian_deblur", [10, 15, 30]),
         ("motion_deblur", [25, 50, 100]),
-        ("inpainting", [19, 41, 79]),
+        ("inpainting", [19, 29, 29]),
     ],
 )
 def test_demo_guidance_has_the_steps_that_its_files_say(task, expected):
