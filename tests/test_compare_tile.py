@@ -7,9 +7,9 @@ from PIL import Image
 
 from guided_diffusion.measurements import OPERATORS, OperatorContext
 from tests.tiny import SIZE, TinyRun
-from util.compare_tile import border_visibility, main, parts
+from util.compare_tile import NoiseOfPart, border_visibility, main, parts
 from util.img_utils import MaskConfig
-from util.randomness import ImageKey
+from util.randomness import ImageKey, PerImageNoise
 
 
 @pytest.mark.parametrize("task", ["super_resolution", "inpainting"])
@@ -24,6 +24,22 @@ def test_parts_of_a_measurement_are_the_measurements_of_the_parts(task):
         inner = (..., slice(2, -2), slice(2, -2))  # a window does not see beyond its borders
         measured = own(x[..., rows, columns])
         torch.testing.assert_close(measured[inner], part[inner], atol=1e-5, rtol=0)
+
+
+def test_windows_draw_their_part_of_the_noise_of_the_whole():
+    def whole() -> PerImageNoise:
+        return PerImageNoise([ImageKey(0, "x")], torch.device("cpu"))
+
+    rows, columns = slice(32, 64), slice(0, 32)
+    of_part, of_whole = NoiseOfPart(whole(), 64, 96, rows, columns), whole()
+    for draw in ("normal", "uniform"):
+        part = getattr(of_part, draw)("start", 5, (3, 32, 32))
+        expected = getattr(of_whole, draw)("start", 5, (3, 64, 96))[..., rows, columns]
+        assert torch.equal(part, expected)
+    part = torch.cat(list(of_part.candidates(4, 10, (3, 32, 32))))
+    expected = torch.cat(list(of_whole.candidates(4, 10, (3, 64, 96))))[..., rows, columns]
+    assert part.shape == (10, 1, 3, 32, 32)
+    assert torch.equal(part, expected)
 
 
 def test_border_visibility_sees_a_step_between_windows():

@@ -4,15 +4,16 @@ other, from the same measurement; compare.
 
     python -m util.compare_tile PHOTOGRAPH ... --save_dir results/tile
 
-For each task it prints the PSNR of both and how visible the borders between the independent
-windows are in either: the mean jump across these borders over the mean jump between neighbouring
-pixels elsewhere, divided by the same figure of the original (1: no more than chance); with several
+Both ways draw the same noise: they differ by what the windows know, hardly by luck. For each task
+it prints the PSNR of both and how visible the borders between the independent windows are in
+either: the mean jump across these borders over the mean jump between neighbouring pixels
+elsewhere, divided by the same figure of the original (1: no more than chance); with several
 photographs or seeds, also the mean of both and of their difference. The pictures, of the first
 seed, show measurement, independent windows, tile, original.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -35,7 +36,7 @@ from util.cli import add_device, command_parser, report_errors, resolve_device
 from util.errors import UserError
 from util.img_utils import MaskConfig, to_pixels, to_tensor
 from util.metrics.pixels import psnr
-from util.randomness import ImageKey, PerImageNoise
+from util.randomness import ImageKey, NoiseSource, PerImageNoise
 from util.run_config import DiffusionConfig, load_diffusion_config, load_model_config
 from util.statistics import paired_difference
 
@@ -81,6 +82,32 @@ def border_visibility(x: Tensor, label: Tensor, size: int) -> float:
 
 
 @dataclass(frozen=True)
+class NoiseOfPart:
+    """What `whole` draws for images of height x width, at `rows` and `columns` of them."""
+
+    whole: NoiseSource
+    height: int
+    width: int
+    rows: slice
+    columns: slice
+
+    def normal(self, purpose: str, step: int, shape: Sequence[int]) -> Tensor:
+        return self._cut(self.whole.normal(purpose, step, self._full(shape)))
+
+    def uniform(self, purpose: str, step: int, shape: Sequence[int]) -> Tensor:
+        return self._cut(self.whole.uniform(purpose, step, self._full(shape)))
+
+    def candidates(self, step: int, count: int, shape: Sequence[int]) -> Iterator[Tensor]:
+        return map(self._cut, self.whole.candidates(step, count, self._full(shape)))
+
+    def _full(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return (*shape[:-2], self.height, self.width)
+
+    def _cut(self, values: Tensor) -> Tensor:
+        return values[..., self.rows, self.columns]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A photograph measured by one task, and the two ways of restoring it."""
 
@@ -120,8 +147,9 @@ class Comparison:
         """Windows that know nothing of each other, side by side: [3, H, W]."""
         context = self.operator.context
         image = torch.zeros(3, context.height, context.width, device=self.y.device)
-        for i, (rows, columns, y, operator) in enumerate(parts(self.y, self.operator, self.size)):
-            restored = self._restore(y, operator, self.prior, WholeImage(), f"window {i}")
+        for rows, columns, y, operator in parts(self.y, self.operator, self.size):
+            noise = NoiseOfPart(self._noise(), context.height, context.width, rows, columns)
+            restored = self._restore(y, operator, self.prior, WholeImage(), noise)
             image[:, rows, columns] = restored
         return image
 
@@ -132,14 +160,16 @@ class Comparison:
         prior = replace(self.prior, model=TiledModel(self.prior.model, tiling))
         frame = Frame(context.height, context.width, context.height, context.width)
         extent = WindowExtent(tiling, frame, self.y)
-        return self._restore(self.y, self.operator, prior, extent, "photograph")
+        return self._restore(self.y, self.operator, prior, extent, self._noise())
+
+    def _noise(self) -> PerImageNoise:
+        return PerImageNoise([ImageKey(self.seed, "photograph")], self.y.device)
 
     def _restore(
-        self, y: Tensor, operator: Operator, prior: Prior, extent: Extent, name: str
+        self, y: Tensor, operator: Operator, prior: Prior, extent: Extent, noise: NoiseSource
     ) -> Tensor:
         shape = (3, operator.context.height, operator.context.width)
         problem = Problem(y, operator, GaussianNoise(SIGMA), prior.diffusion, shape, extent)
-        noise = PerImageNoise([ImageKey(self.seed, name)], y.device)
         return sample(prior, self.method, problem, noise)[0]
 
 
