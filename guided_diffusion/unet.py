@@ -45,6 +45,7 @@ class UNetConfig:
     resblock_updown: bool = True  # resample inside residual blocks, not by strided convs
     use_fp16: bool = False  # convolutions in float16
     use_new_attention_order: bool = False  # split q, k, v before the heads
+    patch_size: int = 1  # side of the pixel patches that are the network's pixels; 1: as published
 
     def level_multipliers(self) -> tuple[float, ...]:
         """Width multiplier of every level, first (full size) to last.
@@ -62,7 +63,7 @@ class UNetConfig:
         return _DEFAULT_CHANNEL_MULT[self.image_size]
 
     def attention_factors(self) -> set[int]:
-        """Downsampling factors at which attention blocks stand ("" or 0: none)."""
+        """Downsampling factors, patches included, with attention blocks ("" or 0: none)."""
         sizes = _numbers(str(self.attention_resolutions), "attention_resolutions")
         if any(size != int(size) or size < 0 for size in sizes):
             raise UserError(f"model config: attention_resolutions: whole numbers, got {sizes}")
@@ -70,7 +71,7 @@ class UNetConfig:
 
     def size_multiple(self) -> int:
         """Image sides must be multiples of this."""
-        return 2 ** (len(self.level_multipliers()) - 1)
+        return self.patch_size * 2 ** (len(self.level_multipliers()) - 1)
 
     def check(self) -> None:
         """Raise UserError for a combination of values that no network can have."""
@@ -82,6 +83,11 @@ class UNetConfig:
             )
         if self.num_head_channels < 1 and self.num_head_channels != -1:
             raise UserError("model config: num_head_channels must be positive, or -1 for none")
+        if self.patch_size < 1 or self.image_size % self.patch_size:
+            raise UserError(
+                f"model config: patch_size {self.patch_size} must be at least 1 and divide "
+                f"image_size {self.image_size}"
+            )
         widths = [self.num_channels * m for m in self.level_multipliers()]
         if any(w < 1 or w % _NORM_GROUPS for w in widths):
             raise UserError(
@@ -91,7 +97,7 @@ class UNetConfig:
         if self.image_size % self.size_multiple():
             raise UserError(
                 f"model config: image_size {self.image_size} must be a multiple of "
-                f"{self.size_multiple()} for {len(widths)} levels"
+                f"{self.size_multiple()} for {len(widths)} levels and patch_size {self.patch_size}"
             )
         self.attention_factors()
 
@@ -290,6 +296,10 @@ class UNetModel(nn.Module):
 
     H and W must be multiples of `config.size_multiple()`. Timesteps are on the original scale
     (0..999 for the published checkpoints), not respaced ones.
+
+    With a patch_size p above 1 every p x p pixels become one pixel of 3 p^2 channels before the
+    first convolution, and come apart again after the last (pixel unshuffle and shuffle, Shi et
+    al. 2016, arXiv 1609.05158): the costly first level then has a p-th of the side.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -311,7 +321,7 @@ class UNetModel(nn.Module):
             ResBlock(channels, channels, embed_width, config),
         )
         self.output_blocks = self._build_decoder(widths, skip_widths, embed_width)
-        out_channels = 6 if config.learn_sigma else 3
+        out_channels = (6 if config.learn_sigma else 3) * config.patch_size**2
         self.out = nn.Sequential(
             _norm(widths[0]), nn.SiLU(), _zeroed(nn.Conv2d(widths[0], out_channels, 3, padding=1))
         )
@@ -321,14 +331,14 @@ class UNetModel(nn.Module):
     ) -> tuple[nn.ModuleList, list[int]]:
         """Encoder blocks and the width of each block's output (the skip connections)."""
         config, factors = self.config, self.config.attention_factors()
-        channels = widths[0]
-        blocks = [TimestepSequential(nn.Conv2d(3, channels, 3, padding=1))]
+        channels, patch = widths[0], config.patch_size
+        blocks = [TimestepSequential(nn.Conv2d(3 * patch**2, channels, 3, padding=1))]
         skips = [channels]
         for level, width in enumerate(widths):
             for _ in range(config.num_res_blocks):
                 layers: list[nn.Module] = [ResBlock(channels, width, embed_width, config)]
                 channels = width
-                if 2**level in factors:
+                if config.patch_size * 2**level in factors:
                     layers.append(AttentionBlock(channels, config.num_heads, config))
                 blocks.append(TimestepSequential(*layers))
                 skips.append(channels)
@@ -353,7 +363,7 @@ class UNetModel(nn.Module):
                     ResBlock(channels + skips.pop(), widths[level], embed_width, config)
                 ]
                 channels = widths[level]
-                if 2**level in factors:
+                if config.patch_size * 2**level in factors:
                     layers.append(AttentionBlock(channels, num_heads, config))
                 if level and i == config.num_res_blocks:
                     layers.append(self._resampler(channels, embed_width, "up"))
@@ -378,11 +388,14 @@ class UNetModel(nn.Module):
                 if isinstance(module, nn.Conv1d | nn.Conv2d):
                     module.to(dtype)
 
-    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, condition: Tensor | None = None) -> Tensor:
+        """condition: what else the network is told, [B, 4 num_channels], added to the embedding
+        of the timestep"""
         embedding = timestep_embedding(timesteps, self.config.num_channels)
         emb = self.time_embed(embedding.to(self.time_embed[0].weight.dtype))
+        emb = emb if condition is None else emb + condition
         first, *blocks = self.input_blocks
-        h = first(x, emb).to(self.dtype)
+        h = first(F.pixel_unshuffle(x, self.config.patch_size), emb).to(self.dtype)
         skips = [h]
         for block in blocks:
             h = block(h, emb)
@@ -390,4 +403,4 @@ class UNetModel(nn.Module):
         h = self.middle_block(h, emb)
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
-        return self.out(h.to(x.dtype))
+        return F.pixel_shuffle(self.out(h.to(x.dtype)), self.config.patch_size)

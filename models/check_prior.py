@@ -8,7 +8,7 @@ have been trained on.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -32,16 +32,21 @@ VALIDATION_TIMESTEPS = (10, 50, 150, 300, 500, 700, 900)
 DENOISED_TIMESTEPS = (50, 150, 300, 500)
 
 
-def validation_images(root: str, multiple: int, device: torch.device) -> Iterator[Tensor]:
-    """The photographs below `root`, [3, H, W], cut to sides that are multiples of `multiple`; they
-    are read one after the other, and those that cannot be are named and left out."""
-    for path in find_images(root):
+def validation_images(
+    paths: Iterable[Path], multiple: int, device: torch.device
+) -> Iterator[Tensor]:
+    """The photographs at `paths`, [3, H, W], cut to sides that are multiples of `multiple`; they
+    are read one after the other, and those that cannot be used are named and left out."""
+    for path in paths:
         try:
             x = to_tensor(read_image(path))
         except UserError as error:
             get_logger().warning("skipped: %s", error)
             continue
         height, width = (side - side % multiple for side in x.shape[1:])
+        if not height * width:
+            get_logger().warning("skipped: %s: smaller than %d pixels", path, multiple)
+            continue
         yield x[:, :height, :width].to(device)
 
 
@@ -146,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(args.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if args.photographs:
-        found = validation_images(args.photographs, prior.size_multiple, device)
+        found = validation_images(find_images(args.photographs), prior.size_multiple, device)
         images = list(islice(found, args.limit))
         whole = replace(diffusion, timestep_respacing="").build()
         if whole.num_timesteps <= max(VALIDATION_TIMESTEPS):

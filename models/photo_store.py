@@ -1,12 +1,13 @@
 """Photographs to train on, and random crops of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.dataloader import find_images, read_image
+from data.dataloader import read_image
 from util.errors import UserError
 from util.logger import get_logger
 
@@ -21,14 +22,14 @@ class PhotoStore:
 
     def __init__(
         self,
-        root: str | Path,
+        paths: Sequence[Path],
         largest_crop: int,
         device: torch.device,
         min_side: int = 256,
         small_share: float = 0.25,
     ) -> None:
         photos = []
-        for path in find_images(root):
+        for path in paths:
             try:
                 photo = read_image(path)
             except UserError as error:
@@ -46,8 +47,8 @@ class PhotoStore:
             )
         if not photos:
             raise UserError(
-                f"{root}: no photograph is as large as the largest crop ({largest_crop} pixels); "
-                "use larger photographs or smaller crops"
+                f"{paths[0].parent}: no photograph is as large as the largest crop "
+                f"({largest_crop} pixels); use larger photographs or smaller crops"
             )
         shapes = torch.tensor([p.shape[:2] for p in photos])
         sizes = shapes.prod(1)

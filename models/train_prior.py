@@ -12,9 +12,11 @@ Started again, a run continues from the checkpoint in its run_dir; every random 
 import copy
 import csv
 import dataclasses
+import hashlib
 import math
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +29,13 @@ from data.dataloader import find_images
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.precision import lacks
 from guided_diffusion.unet import UNetConfig, UNetModel
-from models.check_prior import print_validation, validation_images, validation_loss
+from models.augmentation import Augmentation, label_embedding
+from models.check_prior import (
+    VALIDATION_TIMESTEPS,
+    print_validation,
+    validation_images,
+    validation_loss,
+)
 from models.muon import Muon, split_for_muon
 from models.photo_store import PhotoStore
 from util.checkpoint import load_model, load_state, model_config, save_torch, save_weights
@@ -73,6 +81,8 @@ class TrainConfig:
     timesteps: list[TimestepBand]
     initial_weights: str = ""
     validation_root: str = ""
+    holdout: int = 0
+    augmentation: float = 0.0
     min_side: int = 256
     small_share: float = 0.25
     optimiser: Literal["adamw", "muon"] = "adamw"
@@ -86,11 +96,15 @@ class TrainConfig:
     compile: bool = False
 
 
-def make_optimisers(config: TrainConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
-    """What updates the weights: AdamW, or Muon with AdamW for what is no hidden matrix."""
+def make_optimisers(
+    config: TrainConfig, model: nn.Module, labels: nn.Module | None = None
+) -> list[torch.optim.Optimizer]:
+    """What updates the weights of the network and of the embedding of `labels`: AdamW, or Muon
+    with AdamW for what is no hidden matrix."""
     hidden, others = [], list(model.parameters())
     if config.optimiser == "muon":
         hidden, others = split_for_muon(model)
+    others += labels.parameters() if labels is not None else []
     fused = others[0].device.type == "cuda"
     adamw = torch.optim.AdamW(
         others, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=fused
@@ -158,9 +172,14 @@ class Trainer:
         on_cpu = self.device.type == "cpu"
         self.layout = torch.contiguous_format if on_cpu else torch.channels_last
         self.model = model.to(self.device, memory_format=self.layout)
-        self.ema = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimisers = make_optimisers(self.config, self.model)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.augmentation = Augmentation(self.config.augmentation)
+        self.labels = None
+        if self.config.augmentation:
+            self.labels = label_embedding(4 * self.unet_config.num_channels).to(self.device)
+        self.optimisers = make_optimisers(self.config, self.model, self.labels)
         self.iteration = 0
+        self.best: dict[str, Any] = {"score": math.inf, "weights": None}
         self.forward = torch.compile(self.model) if self.config.compile else self.model
         self.autocast = (
             torch.autocast(self.device.type, torch.bfloat16)
@@ -174,7 +193,9 @@ class Trainer:
         if not self.path.exists():
             return
         saved = load_state(self.path)
-        if saved.get("unet") != dataclasses.asdict(self.unet_config):
+        # Runs from before a key of the network had no other value than its default.
+        defaults = {f.name: f.default for f in dataclasses.fields(UNetConfig)}
+        if defaults | saved.get("unet", {}) != dataclasses.asdict(self.unet_config):
             raise UserError(
                 f"{self.path}: checkpoint of another architecture; choose another run_dir or "
                 "give back the model config it was started with"
@@ -192,13 +213,26 @@ class Trainer:
                 f"{self.path}: this run began from {begun_from or 'nothing'}, not from "
                 f"{self.config.initial_weights or 'nothing'}; choose another run_dir for a new one"
             )
+        if (saved.get("labels") is None) != (self.labels is None):
+            raise UserError(
+                f"{self.path}: this run was started with{'out' * (self.labels is not None)} "
+                "augmentation; choose another run_dir for a new one"
+            )
         self.model.load_state_dict(saved["model"])
         self.ema.load_state_dict(saved["ema"])
         for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
             optimiser.load_state_dict(state)
+        if self.labels is not None:
+            self.labels.load_state_dict(saved["labels"])
+        self.best = saved.get("best", self.best)
         self.iteration = saved["iteration"]
 
-    def save(self) -> None:
+    def save(self, score: float | None = None) -> None:
+        """Write the checkpoint and, as output, the averaged weights: the last ones or, with a
+        `score` (lower is better), those that scored best so far."""
+        weights = self.ema.state_dict()
+        if score is not None and score < self.best["score"]:
+            self.best = {"score": score, "weights": {k: v.half() for k, v in weights.items()}}
         state = {
             "unet": dataclasses.asdict(self.unet_config),
             "initial_weights": self.config.initial_weights,
@@ -207,9 +241,11 @@ class Trainer:
             "optimiser": self.config.optimiser,
             "optimisers": [o.state_dict() for o in self.optimisers],
             "iteration": self.iteration,
+            "labels": None if self.labels is None else self.labels.state_dict(),
+            "best": self.best,
         }
         save_torch(state, self.path)
-        save_weights(self.ema.state_dict(), self.config.output, torch.float16)
+        save_weights(self.best["weights"] or weights, self.config.output, torch.float16)
 
     def learning_rate(self) -> float:
         """Linear warm-up, then half a cosine down to 2 % of the peak at the last iteration."""
@@ -230,9 +266,13 @@ class Trainer:
         t = draw_timesteps(c.timesteps, len(x0), generator)
         eps = torch.randn(x0.shape, generator=generator)
         t, eps = t.to(self.device), eps.to(self.device)
+        condition = None
+        if self.labels is not None:
+            x0, labels = self.augmentation(x0, generator)
+            condition = self.labels(labels)
         x_t = self.diffusion.q_sample(x0, t, eps).contiguous(memory_format=self.layout)
         with self.autocast:
-            output = self.forward(x_t, t)
+            output = self.forward(x_t, t, condition)
         mse, bound = hybrid_loss(self.diffusion, output.float(), x0, x_t, t, eps)
         loss = (mse + c.vlb_weight * bound * self.diffusion.num_timesteps / 1000).mean()
         self._update(loss)
@@ -244,7 +284,8 @@ class Trainer:
                 group["lr"] = self.learning_rate()
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        trained = [p for o in self.optimisers for group in o.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(trained, self.config.grad_clip)
         if not torch.isfinite(norm):
             raise UserError(
                 f"training diverged at iteration {self.iteration} (loss {loss.item()}); the last "
@@ -271,6 +312,8 @@ def _check(config: TrainConfig, unet_config: UNetConfig) -> None:
         raise UserError("timesteps: give at least one band, 0 <= low < high <= 1000, share above 0")
     if min(config.iterations, config.checkpoint_every) < 1:
         raise UserError("iterations and checkpoint_every must be at least 1")
+    if config.holdout < 0 or not 0 <= config.augmentation <= 1:
+        raise UserError("holdout must be at least 0, augmentation a probability in [0, 1]")
 
 
 def train(config: TrainConfig, device: torch.device) -> Trainer:
@@ -285,7 +328,8 @@ def train(config: TrainConfig, device: torch.device) -> Trainer:
     if config.validation_root:
         find_images(config.validation_root)  # an empty folder is found now, not after the training
     largest = max(crop.size for crop in config.crops)
-    store = PhotoStore(config.data_root, largest, device, config.min_side, config.small_share)
+    paths, held_out = held_out_split(find_images(config.data_root), config.holdout)
+    store = PhotoStore(paths, largest, device, config.min_side, config.small_share)
     trainer = Trainer(config, unet_config, device)
     trainer.resume()
     print(f"{store.count} photographs (half sizes included), starting at {trainer.iteration}")
@@ -293,19 +337,40 @@ def train(config: TrainConfig, device: torch.device) -> Trainer:
     log_path.parent.mkdir(parents=True, exist_ok=True)
     _trim_log(log_path, trainer.iteration)
     with log_path.open("a", newline="") as log:
-        _run(trainer, store, csv.writer(log), log)
+        judges = list(validation_images(held_out, multiple, device))
+        _run(trainer, store, judges, csv.writer(log), log)
     if not Path(config.output).exists():  # a finished run that is asked for another output
         trainer.save()
     if config.validation_root:
-        images = list(validation_images(config.validation_root, multiple, device))
+        images = list(validation_images(find_images(config.validation_root), multiple, device))
         print_validation(validation_loss(trainer.ema, trainer.diffusion, images))
     return trainer
 
 
-def _run(trainer: Trainer, store: PhotoStore, writer: Any, log: Any) -> None:
+def held_out_split(paths: Sequence[Path], count: int) -> tuple[list[Path], list[Path]]:
+    """`paths` without and with the `count` of them that are held out, chosen by their names alone.
+
+    Raises UserError where nothing is left to train on.
+    """
+    if count >= len(paths):
+        raise UserError(f"holdout: {count} of {len(paths)} photographs leave none to train on")
+    by_name = sorted(paths, key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())
+    held_out = set(by_name[:count])
+    return [p for p in paths if p not in held_out], [p for p in paths if p in held_out]
+
+
+def _run(
+    trainer: Trainer, store: PhotoStore, held_out: list[Tensor], writer: Any, log: Any
+) -> None:
+    """Train to the last iteration.
+
+    held_out: images [3, H, W]; the weights with the lowest error on them, as the geometric mean
+      over the timesteps, are kept; without any image the last ones
+    """
     config = trainer.config
     if not log.tell():
-        writer.writerow(["iteration", "mse", "crops_per_s"])
+        judged = [f"held_out_{t}" for t in VALIDATION_TIMESTEPS] if held_out else []
+        writer.writerow(["iteration", "mse", "crops_per_s", *judged])
     losses, crops, since = [], 0, time.perf_counter()
     bar = tqdm(total=config.iterations, initial=trainer.iteration, unit="it", mininterval=5)
     while trainer.iteration < config.iterations:
@@ -317,12 +382,21 @@ def _run(trainer: Trainer, store: PhotoStore, writer: Any, log: Any) -> None:
         if trainer.iteration % config.checkpoint_every == 0 or finished:
             rate = crops / (time.perf_counter() - since)
             mean = torch.stack(losses).mean().item()
-            writer.writerow([trainer.iteration, f"{mean:.6f}", f"{rate:.1f}"])
+            errors = _held_out_errors(trainer, held_out)
+            columns = [f"{error:.6f}" for error in errors]
+            writer.writerow([trainer.iteration, f"{mean:.6f}", f"{rate:.1f}", *columns])
             log.flush()
-            trainer.save()
+            trainer.save(math.exp(sum(map(math.log, errors)) / len(errors)) if errors else None)
             bar.set_postfix(loss=f"{mean:.4f}", images_per_s=f"{rate:.0f}")
             losses, crops, since = [], 0, time.perf_counter()
     bar.close()
+
+
+def _held_out_errors(trainer: Trainer, held_out: list[Tensor]) -> list[float]:
+    """The averaged weights' error on the held-out images, at each of VALIDATION_TIMESTEPS."""
+    if not held_out:
+        return []
+    return list(validation_loss(trainer.ema, trainer.diffusion, held_out).values())
 
 
 def _trim_log(path: Path, iteration: int) -> None:

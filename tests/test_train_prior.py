@@ -8,7 +8,10 @@ import torch
 import yaml
 from PIL import Image
 
+from data.dataloader import find_images
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from models.augmentation import LABELS, Augmentation
+from models.check_prior import VALIDATION_TIMESTEPS
 from models.muon import orthogonalised, split_for_muon
 from models.photo_store import PhotoStore
 from models.train_prior import (
@@ -17,6 +20,7 @@ from models.train_prior import (
     TrainConfig,
     Trainer,
     draw_timesteps,
+    held_out_split,
     hybrid_loss,
     main,
     train,
@@ -58,9 +62,11 @@ def losses(config: TrainConfig) -> list[tuple[str, str]]:
         return [(row["iteration"], row["mse"]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
-def test_resumed_run_repeats_an_uninterrupted_one(config, optimiser, tmp_path, monkeypatch):
-    config = dataclasses.replace(config, optimiser=optimiser)
+@pytest.mark.parametrize(("optimiser", "augmentation"), [("adamw", 0.5), ("muon", 0.0)])
+def test_resumed_run_repeats_an_uninterrupted_one(
+    config, optimiser, augmentation, tmp_path, monkeypatch
+):
+    config = dataclasses.replace(config, optimiser=optimiser, augmentation=augmentation)
     whole = train(config, CPU)
     resumed_config = dataclasses.replace(
         config, run_dir=str(tmp_path / "resumed"), output=str(tmp_path / "resumed.pt")
@@ -91,7 +97,7 @@ def test_written_weights_load_strictly(config):
 
 
 def test_crops_come_from_the_photographs(config):
-    store = PhotoStore(config.data_root, 16, CPU, config.min_side)
+    store = PhotoStore(find_images(config.data_root), 16, CPU, config.min_side)
     assert store.count == 3  # the larger one is there at half size as well
     crops = store.crops(8, 16, torch.Generator().manual_seed(0))
     assert crops.shape == (8, 3, 16, 16)
@@ -126,15 +132,15 @@ def test_variance_gradient_does_not_reach_the_mean():
 
 def test_bad_photographs(config, tmp_path, capsys):
     (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
-    store = PhotoStore(config.data_root, 16, CPU, config.min_side)
+    store = PhotoStore(find_images(config.data_root), 16, CPU, config.min_side)
     assert store.count == 3
     assert "broken.png: not a readable image" in capsys.readouterr().err
     with pytest.raises(UserError, match="as large as the largest crop .512"):
-        PhotoStore(config.data_root, 512, CPU)
+        PhotoStore(find_images(config.data_root), 512, CPU)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match="no images"):
-        PhotoStore(empty, 16, CPU)
+        PhotoStore(find_images(empty), 16, CPU)
 
 
 def test_another_architecture_is_not_resumed(config, tmp_path):
@@ -160,7 +166,16 @@ def test_orthogonalised_matrices_keep_their_singular_vectors(shape):
     inner = u.T @ orthogonalised(matrix) @ v.T  # the singular values on the diagonal
     values = inner.diagonal()
     assert 0.6 < values.min() < values.max() < 1.3
-    assert (inner - values.diag()).abs().max() < 0.05  # bfloat16
+    assert (inner - values.diag()).abs().max() < 1e-5
+
+
+def test_orthogonalised_is_the_newton_schulz_iteration():
+    matrix = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    x = (matrix / matrix.norm()).double()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    torch.testing.assert_close(orthogonalised(matrix), x.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_muon_gets_the_hidden_matrices(config):
@@ -203,6 +218,87 @@ def test_a_finished_run_writes_to_another_output(config, tmp_path):
     unet = model_config(config.model_config)
     one, two = (load_model(unet, c.output).state_dict() for c in (config, again))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_held_out_photographs_choose_the_weights(config, tmp_path, monkeypatch):
+    for i in range(4):
+        Image.new("RGB", (40, 40), (50 * i, 90, 90)).save(tmp_path / "photos" / f"flat_{i}.png")
+    paths = find_images(config.data_root)
+    kept, held_out = held_out_split(paths, 2)
+    assert sorted(kept + held_out) == paths
+    assert len(held_out) == 2
+    errors = iter([0.5, 0.25, 1.0])
+    monkeypatch.setattr(
+        "models.train_prior.validation_loss",
+        lambda model, diffusion, images: dict.fromkeys(VALIDATION_TIMESTEPS, next(errors)),
+    )
+    seen = []
+    save = Trainer.save
+
+    def noted(self, score):
+        seen.append({k: v.half() for k, v in self.ema.state_dict().items()})
+        save(self, score)
+
+    monkeypatch.setattr(Trainer, "save", noted)
+    train(dataclasses.replace(config, holdout=2), CPU)
+    written = torch.load(config.output, weights_only=True)
+    assert len(seen) == 3
+    assert all(torch.equal(written[name], seen[1][name]) for name in written)
+    with open(f"{config.run_dir}/loss.csv") as file:
+        assert [float(row["held_out_50"]) for row in csv.DictReader(file)] == [0.5, 0.25, 1.0]
+    with pytest.raises(UserError, match="6 of 6 photographs leave none"):
+        train(dataclasses.replace(config, holdout=6), CPU)
+
+
+def test_a_run_keeps_to_its_augmentation(config, tmp_path):
+    augmented = dataclasses.replace(config, augmentation=0.5)
+    assert train(augmented, CPU).labels.weight.abs().max() > 0
+    with pytest.raises(UserError, match="started with augmentation"):
+        train(config, CPU)
+    plain = dataclasses.replace(config, run_dir=str(tmp_path / "plain"))
+    train(plain, CPU)
+    with pytest.raises(UserError, match="started without augmentation"):
+        train(dataclasses.replace(plain, augmentation=0.5), CPU)
+
+
+def test_augmentation_says_what_it_did():
+    crops = torch.rand(64, 3, 16, 16) * 2 - 1
+    same, labels = Augmentation(0.0)(crops, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(same, crops)
+    assert not labels.any()
+    changed, labels = Augmentation(0.3)(crops, torch.Generator().manual_seed(0))
+    moved = ((changed - crops).abs().amax((1, 2, 3)) > 1e-6).tolist()
+    assert moved == labels.any(1).tolist()
+    assert 0.2 < (labels != 0).float().mean() < 0.4
+
+
+def test_augmentation_moves_by_its_labels(monkeypatch):
+    """A shift of one pixel to the left, a half turn, half the size, all contrast taken away."""
+    crops = torch.rand(1, 3, 16, 16) * 2 - 1
+    labels = torch.zeros(1, LABELS)
+    labels[0, 0] = 1.0  # 1/16 of the side
+    moved = Augmentation._moved(crops, labels)
+    torch.testing.assert_close(moved[..., :-1], crops[..., 1:])
+    turn = torch.zeros(1, LABELS)
+    turn[0, 4] = 15.0
+    torch.testing.assert_close(
+        Augmentation._moved(crops, turn), crops.flip(2, 3), rtol=0, atol=1e-4
+    )
+    grey = torch.zeros(1, LABELS)
+    grey[0, 7] = -100.0
+    luma = (crops * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    torch.testing.assert_close(Augmentation._coloured(crops, grey), luma.expand_as(crops))
+
+
+def test_patches_train_and_load(config, tmp_path):
+    text = (tmp_path / "model.yaml").read_text()
+    (tmp_path / "model.yaml").write_text(text + "patch_size: 2\n")
+    train(config, CPU)
+    model = load_model(model_config(config.model_config), config.output)
+    assert model.config.size_multiple() == 4
+    (tmp_path / "model.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"input_blocks.0.0.weight: \(32, 12, 3, 3\) in the file"):
+        load_model(model_config(config.model_config), config.output)
 
 
 def test_a_list_of_the_wrong_kind_is_named(config, tmp_path, capsys):

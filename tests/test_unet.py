@@ -69,9 +69,47 @@ def test_other_image_sizes():
     assert model(torch.zeros(1, 3, 48, 80), torch.tensor([1])).shape == (1, 6, 48, 80)
 
 
+def test_patches_are_the_pixels_of_a_smaller_network():
+    """The network on 2x2 patches is the plain one between pixel unshuffle and shuffle."""
+    config = UNetConfig(32, 32, 1, channel_mult="1,2", attention_resolutions="8", patch_size=2)
+    torch.manual_seed(0)
+    model = UNetModel(config).eval()
+    torch.nn.init.normal_(model.out[2].weight, std=0.1)
+    assert {2 * 2**level for level in range(2)} & config.attention_factors() == {4}
+    assert [len(block) for block in model.input_blocks] == [1, 1, 1, 2]  # attention at 8 of 32
+    x, t = golden_data.normal((2, 3, 24, 40), 1), torch.tensor([3, 700])
+    inner = model.input_blocks[0][0]
+    inner_in, inner_out = [], []
+    inner.register_forward_hook(lambda _, given, found: inner_in.append(given[0]))
+    model.out.register_forward_hook(lambda _, given, found: inner_out.append(found))
+    y = model(x, t)
+    assert y.shape == (2, 6, 24, 40)
+    assert inner_in[0].shape == (2, 12, 12, 20)
+    for row in range(2):
+        for column in range(2):
+            torch.testing.assert_close(
+                inner_in[0][:, 2 * row + column :: 4], x[:, :, row::2, column::2]
+            )
+            torch.testing.assert_close(
+                inner_out[0][:, 2 * row + column :: 4], y[:, :, row::2, column::2]
+            )
+    assert config.size_multiple() == 4
+
+
+def test_condition_is_added_to_the_embedding():
+    model = golden_data.network(json.loads(str(GOLDEN["a/config"])), 3)
+    x, t = golden_data.normal((2, 3, 32, 32), 1), torch.tensor([3, 700])
+    zeros = torch.zeros(2, 4 * model.config.num_channels)
+    torch.testing.assert_close(model(x, t, zeros), model(x, t))
+    assert (model(x, t, zeros + 1) - model(x, t)).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"patch_size": 0}, "patch_size 0 must be at least 1"),
+        ({"patch_size": 3}, "patch_size 3 must be at least 1 and divide image_size 64"),
+        ({"patch_size": 16}, "multiple of 128 for 4 levels and patch_size 16"),
         ({"image_size": 100}, "image_size 100 has no default"),
         ({"channel_mult": "1,2", "image_size": 63}, "multiple of 2"),
         ({"channel_mult": "1,x"}, "channel_mult"),

@@ -47,6 +47,8 @@ def _model(unet: UNetConfig) -> dict[str, Any]:
     settings["attention_resolutions"] = str(unet.attention_resolutions)
     if unet.num_heads_upsample == -1:
         settings["num_heads_upsample"] = unet.num_heads
+    if unet.patch_size == 1:
+        del settings["patch_size"]  # results from before there was the key stay valid
     return settings
 
 
