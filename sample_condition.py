@@ -46,8 +46,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from data.dataloader import DATASETS
-from guided_diffusion.condition_methods import CONDITIONING
+from data.dataloader import DATASETS, output_name
 from guided_diffusion.precision import Execution
 from guided_diffusion.sampling import build_prior
 from util.arguments import load_config, parse_args
@@ -56,7 +55,7 @@ from util.cli import report_errors, resolve_device
 from util.distributed import join_world, local_device, was_restarted
 from util.interrupt import Interrupted, StopRequest
 from util.logger import get_logger, set_verbosity
-from util.plan import Plan, make_plan, result_settings
+from util.plan import Plan, least_bytes, make_plan, result_settings
 from util.recording import parse_record
 from util.report import final_report
 from util.restoration import Restoration, Settings
@@ -82,10 +81,15 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
     device = resolve_device(local_device(wanted))
     dataset = config.task.data.build(DATASETS, image_size=config.model.unet.image_size)
     names = list(dataset.names)[: args.limit]
-    method = config.task.conditioning.build(CONDITIONING)
-    record = parse_record(args.record, method.first_step(config.diffusion.build()) + 1)
+    record = parse_record(args.record)
     settings = Settings(
-        args.seed, args.batch_size, record, device, args.grey, args.measurement_seed
+        args.seed,
+        args.batch_size,
+        record,
+        device,
+        args.grey,
+        args.output_depth,
+        args.measurement_seed,
     )
     results = Results(Path(args.save_dir) / config.task.operator.name)
     # All that can be wrong with the configs and the checkpoint is found before anything is written.
@@ -107,6 +111,9 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
             "compile": prior.model.execution.compile,
         }
         sweep(results.root)
+        steps = restoration.method.first_step(prior.diffusion) + 1
+        operator = restoration.operator
+        results.check_space(least_bytes(settings, dataset, operator, len(plan.names), steps))
         results.save_run(config.raw, {**command, "record": asdict(record)})
         for stem, array in restoration.operator.saved().items():
             results.save_array(stem, array)
@@ -127,16 +134,32 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
         log.warning("stopped by signal %d; %s goes on from here", stop.signal, again)
     if not world.is_first:
         return stop.exit_status or 0
-    return report(results, plan, names, time.perf_counter() - started, stop)
+    seconds = time.perf_counter() - started
+    return report(results, plan, names, dataset.names, seconds, stop)
 
 
 def report(
-    results: Results, plan: Plan, names: Sequence[str], seconds: float, stop: StopRequest
+    results: Results,
+    plan: Plan,
+    names: Sequence[str],
+    there: Sequence[str],
+    seconds: float,
+    stop: StopRequest,
 ) -> int:
-    """Write the reports, say what came out; the exit status of the program."""
+    """Write the reports, say what came out; the exit status of the program.
+
+    names: the images that were asked for; there: all images of the data set
+    """
     log = get_logger()
     outcome = final_report(results, plan.config, names)
     log.info("%s", outcome.table(seconds))
+    gone = {row.name for row in outcome.rows} - {output_name(name) for name in there}
+    if gone:
+        log.warning(
+            "%d finished image(s) are no longer among the images, but count in the figures above: "
+            "%s; choose another --save_dir to leave them out",
+            *(len(gone), ", ".join(sorted(gone)[:5]) + ", ..." * (len(gone) > 5)),
+        )
     log.info("results in %s; look at %s", results.root, results.root / "report.html")
     if outcome.failed:
         log.error("%d image(s) failed:", len(outcome.failed))

@@ -1,43 +1,56 @@
 """Data sets: named images as tensors in [-1, 1], and how they are brought to a size.
 
-To add one, register a class with `names` and `load`; its keyword arguments are config keys.
+To add one, register a class with `names` and `open`; its keyword arguments are config keys.
 """
 
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
+from data.image_files import IMAGE_SUFFIXES, Picture, is_picture, read_image, read_picture
 from util.errors import UserError
-from util.image_files import has_transparency, is_grey, read_image, read_picture
-from util.img_utils import IMAGE_SUFFIXES, centre_crop, to_tensor
+from util.files import shown
+from util.img_utils import centre_crop, resampled, to_tensor
 from util.logger import get_logger
 from util.manifest import holds_results
 from util.registry import Registry
+from util.tensor_files import load_numpy_array
+
+__all__ = ["DATASETS", "Dataset", "Photograph", "find_images", "output_name", "read_image"]
 
 # Pictures all the same: a person whose camera writes them must be told that they are left out.
 _OTHER_PICTURES = frozenset(
-    {".heic", ".heif", ".avif", ".jp2", ".jxl", ".gif", ".raw", ".dng", ".cr2", ".nef", ".arw"}
+    {
+        *(".heic", ".heif", ".jxl", ".jxr", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
+        *(".orf", ".rw2", ".raf", ".exr", ".hdr", ".svg", ".eps", ".pdf", ".ico", ".pcx", ".xcf"),
+    }
 )
+_NUMPY_SUFFIXES = frozenset({".npy", ".npz"})  # of measurements
+_LARGEST_MEASURED = 3.0  # of values that stand for [-1, 1], noise included
 
 
-def find_images(root: str | Path) -> list[Path]:
+def find_images(root: str | Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
     """All image files below `root`, sorted by path; UserError if there are none.
+
+    suffixes: endings that are taken; files without any are taken where they begin like a picture
 
     Links are followed. Folders that this program's results were written to are passed over: with
     --save_dir among the photographs, a second run would restore the first one's results.
     """
-    root = Path(root)
-    if root.is_file():
+    if os.path.isfile(root):
         raise UserError(f"{root}: is a file; give the folder that it lies in")
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder of images")
+    if not os.path.isdir(root):
+        raise UserError(f"{shown(root)}: no such folder of images")
+    root = Path(root)
     found = []
     others: Counter[str] = Counter()  # pictures of kinds that are not read, by ending
     seen: set[str] = set()  # a link to a folder above would be walked without end
@@ -47,13 +60,17 @@ def find_images(root: str | Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        found += [Path(folder) / name for name in names if _has_suffix(name, IMAGE_SUFFIXES)]
-        others.update(_suffix(name) for name in names if _has_suffix(name, _OTHER_PICTURES))
+        for name in names:
+            path = Path(folder) / name
+            if _has_suffix(name, suffixes) or (_has_suffix(name, {""}) and is_picture(path)):
+                found.append(path)
+            elif _has_suffix(name, _OTHER_PICTURES):
+                others[_suffix(name)] += 1
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
         get_logger().warning("%s: passed over, of kinds that are not read: %s", root, kinds)
     if not found:
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        kinds = ", ".join(sorted(suffixes))
         raise UserError(f"{root}: no images in this folder or below it (looked for {kinds})")
     return sorted(found)
 
@@ -66,8 +83,24 @@ def _suffix(name: str) -> str:
     return Path(name).suffix.lower()
 
 
+def _is_numpy(name: str) -> bool:
+    return _suffix(name) in _NUMPY_SUFFIXES
+
+
 def _has_suffix(name: str, suffixes: Collection[str]) -> bool:
     return _suffix(name) in suffixes and not name.startswith(".")
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One image of a data set, and what its file says about it; all of one reading of the file."""
+
+    image: Tensor  # [3, H, W] in [-1, 1], transparent parts on white
+    grey: bool = False  # the source has no colour channels
+    stored: Tensor | None = None  # the same where transparent parts are not put on white
+    opaque: np.ndarray | None = None  # uint8 [H, W], 1 where more than half opaque; None: no alpha
+    depth: int = 8  # bits of a value in the file, 8 or 16
+    dpi: tuple[float, float] | None = None
 
 
 class Dataset:
@@ -88,21 +121,21 @@ class Dataset:
         if overlap is not None and fit != "tile":
             raise UserError(f"data.overlap: windows overlap, and there are none with fit: {fit}")
 
-    def open(self, name: str) -> Image.Image:
-        """The whole RGB image called `name`; UserError if it cannot be read."""
+    def open(self, name: str) -> Picture | Image.Image:
+        """The whole image called `name`; UserError if it cannot be read."""
         raise NotImplementedError
 
     def path(self, name: str) -> Path | None:
         """The file that holds the image called `name`; None where there is none."""
         return None
 
-    def is_grey(self, name: str) -> bool:
-        """Whether the source of the image called `name` has no colour channels."""
-        return False
-
     def load(self, name: str) -> Tensor:
-        """The image called `name`, [3, H, W] in [-1, 1]: at the model's size S x S, or, where
-        fit is "pad" or "tile", at its own.
+        """The image called `name`, [3, H, W] in [-1, 1]; see `read`."""
+        return self.read(name).image
+
+    def read(self, name: str) -> Photograph:
+        """The image called `name`: at the model's size S x S, or, where fit is "pad" or "tile",
+        at its own.
 
         Raises UserError for an unreadable image, for one whose results would lie where another's
         do, and, where fit is "crop", for a smaller one.
@@ -112,20 +145,31 @@ class Dataset:
             raise UserError(
                 f"{name}: would be saved as {output_name(name)}, as {first} is; rename one of them"
             )
-        image = self.open(name)
-        size = self.image_size
+        picture = self.open(name)
+        if isinstance(picture, Image.Image):
+            picture = Picture(np.asarray(picture.convert("RGB")))
+        stored = opaque = None
+        pixels = picture.on_white()
         if self.fit in ("pad", "tile"):
-            return to_tensor(image)
+            if picture.alpha is not None:
+                stored, opaque = to_tensor(picture.pixels), (picture.opacity > 0.5).astype(np.uint8)
+        else:
+            pixels = self._fitted(name, pixels)
+        image = to_tensor(pixels)
+        return Photograph(image, picture.grey, stored, opaque, picture.depth, picture.dpi)
+
+    def _fitted(self, name: str, pixels: np.ndarray) -> np.ndarray:
+        """Pixels [H, W, 3] brought to the model's size."""
+        size, (height, width) = self.image_size, pixels.shape[:2]
         if self.fit == "resize":
-            image = image.resize((size, size), Image.Resampling.LANCZOS)
-        elif min(image.size) < size:
+            lanczos = Image.Resampling.LANCZOS
+            return resampled(pixels, lambda image: image.resize((size, size), lanczos))
+        if min(height, width) < size:
             raise UserError(
-                f"{name}: {image.width}x{image.height} is smaller than the model's {size}x{size}; "
+                f"{name}: {width}x{height} is smaller than the model's {size}x{size}; "
                 "use --fit pad to restore it at its own size, or --fit resize to enlarge it"
             )
-        else:
-            image = centre_crop(image, size)
-        return to_tensor(image)
+        return resampled(pixels, lambda image: centre_crop(image, size))
 
     def describe_fit(self) -> str:
         """What happens to images of another size, for the log."""
@@ -165,6 +209,8 @@ class ImageFolder(Dataset):
     overlap: pixels that neighbouring windows share at least; default a quarter of the model's size
     """
 
+    suffixes = IMAGE_SUFFIXES
+
     def __init__(
         self,
         root: str,
@@ -175,21 +221,20 @@ class ImageFolder(Dataset):
     ) -> None:
         super().__init__(image_size, fit, overlap)
         self.root = Path(root)
-        self.names = [path.relative_to(self.root).as_posix() for path in find_images(root)]
+        paths = find_images(root, self.suffixes)
+        self.names = [path.relative_to(self.root).as_posix() for path in paths]
 
     def path(self, name: str) -> Path:
         return self.root / name
 
-    def open(self, name: str) -> Image.Image:
-        return read_image(self.path(name))
-
-    def is_grey(self, name: str) -> bool:
-        return is_grey(self.path(name))
+    def open(self, name: str) -> Picture:
+        return read_picture(self.path(name))
 
 
 @DATASETS.register("measurements")
 class Measurements(ImageFolder):
-    """Files below `root` that are measurements themselves: small, blurred or with missing parts.
+    """Files below `root` that are measurements themselves: small, blurred or with missing parts;
+    pictures, or arrays (.npy, .npz).
 
     They are never scaled or cropped. fit: "tile", or "pad" for one network evaluation of the
     whole image, which needs more memory; the same for images that are no larger than the model
@@ -197,6 +242,7 @@ class Measurements(ImageFolder):
     """
 
     measured = True
+    suffixes = IMAGE_SUFFIXES | _NUMPY_SUFFIXES
 
     def __init__(
         self,
@@ -211,27 +257,50 @@ class Measurements(ImageFolder):
         if border < 0:
             raise UserError(f"data.border must not be negative, got {border}")
         self.border = border
-
-    def open(self, name: str) -> Image.Image:
-        """The image as stored: what lies below transparent parts is not changed."""
-        return read_picture(self.path(name)).image
-
-    def on_white(self, name: str, y: Tensor) -> Tensor:
-        """The measurement `y` called `name` with its transparent parts white, as `read_image` has
-        them."""
-        path = self.path(name)
-        return to_tensor(read_image(path)).to(y) if has_transparency(path) else y
-
-    def known(self, name: str) -> np.ndarray:
-        """Pixels that the alpha channel says are there: uint8 [H, W], 1 where more than half
-        opaque; UserError where there is no such channel."""
-        alpha = read_picture(self.path(name)).alpha
-        if alpha is None:
-            raise UserError(
-                f"{name}: no alpha channel says which pixels are missing; give --masks, or save "
-                "it with the missing parts transparent"
+        arrays = {output_name(name) for name in self.names if _has_suffix(name, _NUMPY_SUFFIXES)}
+        shadowed = [n for n in self.names if output_name(n) in arrays and not _is_numpy(n)]
+        if shadowed:
+            get_logger().info(
+                "%s: %d picture(s) passed over for the array of the same name, which holds the "
+                "measurement itself",
+                *(root, len(shadowed)),
             )
-        return (np.asarray(alpha) > 127).astype(np.uint8)
+        self.names = [name for name in self.names if name not in set(shadowed)]
+
+    def read(self, name: str) -> Photograph:
+        return self._read_array(name) if _is_numpy(name) else super().read(name)
+
+    def _read_array(self, name: str) -> Photograph:
+        """An array as a run keeps its measurements: floats [3, h, w] on [-1, 1]; unsigned integers
+        count as pixels, from 0 to their largest value. Channels may come first or last."""
+        path = self.path(name)
+        array = np.squeeze(load_numpy_array(path, "measurement"))
+        if array.ndim == 2:
+            array = array[None]
+        elif array.ndim == 3 and array.shape[0] not in (1, 3) and array.shape[2] in (1, 3):
+            array = np.moveaxis(array, 2, 0)
+        if array.ndim != 3 or array.shape[0] not in (1, 3) or not array.size:
+            raise UserError(
+                f"{path}: a measurement must be [h, w], [3, h, w] or [h, w, 3], got "
+                f"{list(array.shape)}"
+            )
+        kind, depth = array.dtype, 16
+        if kind.kind == "u":
+            depth = min(8 * kind.itemsize, 16)
+            array = array / np.float64(np.iinfo(kind).max / 2) - 1
+        grey = array.shape[0] == 1
+        array = np.broadcast_to(array.astype(np.float32), (3, *array.shape[1:]))
+        least, largest = float(array.min()), float(array.max())
+        if not np.isfinite([least, largest]).all() or max(-least, largest) > _LARGEST_MEASURED:
+            raise UserError(
+                f"{path}: values from {least:g} to {largest:g}; a measurement lies on [-1, 1]"
+            )
+        if kind.kind == "f" and least >= 0 and largest <= 1:
+            get_logger().warning(
+                "%s: no value is below 0; measurements lie on [-1, 1], as input/*.npy of a run",
+                path,
+            )
+        return Photograph(torch.from_numpy(array.copy()), grey, depth=depth)
 
 
 @DATASETS.register("skimage")

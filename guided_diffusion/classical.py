@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from scipy.interpolate import griddata
+from scipy.spatial import QhullError
 from torch import Tensor
 
 from guided_diffusion.linear_solvers import tikhonov
+from guided_diffusion.noise_models import at_least
 from util.errors import UserError
 from util.resizer import bicubic_matrix
 
@@ -39,13 +41,13 @@ def deconvolution(operator: "LinearOperator", y: Tensor) -> Tensor:
 
 
 def regularised_inverse(
-    operator: "LinearOperator", y: Tensor, sigma: float, x0: Tensor | None = None
+    operator: "LinearOperator", y: Tensor, sigma: float | Tensor, x0: Tensor | None = None
 ) -> Tensor:
     """The same with a weight that follows the noise's `sigma`, and solved further.
 
     x0: what it falls back to where y says nothing, default each channel's mean
     """
-    weight = _NOISE_WEIGHT * max(sigma, _LEAST_SIGMA) ** 2
+    weight = _NOISE_WEIGHT * at_least(sigma, _LEAST_SIGMA) ** 2
     return tikhonov(operator, y, _means(y) if x0 is None else x0, weight, _INVERSE_ITERATIONS)
 
 
@@ -53,10 +55,11 @@ def _means(y: Tensor) -> Tensor:
     return y.mean((-2, -1), keepdim=True).expand_as(y)
 
 
-def bicubic(y: Tensor, height: int, width: int) -> Tensor:
-    """y [B, C, h, w] enlarged to [B, C, height, width], a = -0.5, the border repeated."""
+def bicubic(y: Tensor, factor: int, height: int, width: int) -> Tensor:
+    """y [B, C, h, w] enlarged by `factor`, a = -0.5, the border repeated, and cut to
+    [B, C, height, width]."""
     rows, columns = (
-        torch.as_tensor(bicubic_matrix(small, large / small)[:large]).to(y)
+        torch.as_tensor(bicubic_matrix(small, float(factor))[:large]).to(y)
         for small, large in ((y.shape[-2], height), (y.shape[-1], width))
     )
     return rows @ y @ columns.T
@@ -64,7 +67,7 @@ def bicubic(y: Tensor, height: int, width: int) -> Tensor:
 
 def interpolation(y: Tensor, masks: Tensor) -> Tensor:
     """Linear interpolation between the kept pixels of y [B, 3, H, W], the nearest one outside
-    their hull; masks [B, 1, H, W], nonzero where kept."""
+    their hull; masks [B, 1, H, W], nonzero where kept, at least one in every image."""
     images = [
         _interpolate(image, mask)
         for image, mask in zip(y.cpu().numpy(), masks[:, 0].cpu().numpy(), strict=True)
@@ -75,10 +78,13 @@ def interpolation(y: Tensor, masks: Tensor) -> Tensor:
 def _interpolate(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """image [3, H, W], mask [H, W], nonzero where kept -> [3, H, W]."""
     known = np.argwhere(mask > 0)
-    if len(known) < 4:
-        raise UserError(f"inpainting: {len(known)} kept pixels are too few to interpolate")
+    if not len(known):
+        raise UserError("inpainting: the mask keeps no pixel, so there is nothing to begin from")
     values = image[:, mask > 0].T
     grid = tuple(np.indices(mask.shape))
-    linear = griddata(known, values, grid, method="linear")
     nearest = griddata(known, values, grid, method="nearest")
+    try:
+        linear = griddata(known, values, grid, method="linear")
+    except QhullError:  # fewer than three points, or all on one line: no triangle between them
+        return nearest.transpose(2, 0, 1)
     return np.where(np.isnan(linear), nearest, linear).transpose(2, 0, 1)

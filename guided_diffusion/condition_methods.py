@@ -29,7 +29,7 @@ class Extent(Protocol):
     def distances(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
         """Distances of measured from y, both [B, ...], over the parts: [B, parts...]."""
 
-    def expected_distances(self, noiser: NoiseModel, known: Tensor) -> Tensor:
+    def expected_distances(self, noiser: NoiseModel, y: Tensor, known: Tensor) -> Tensor:
         """Those that the noise alone leaves, for `known` like y: [B, parts...]."""
 
     def energies(self, gradient: Tensor) -> Tensor:
@@ -58,8 +58,8 @@ class WholeImage:
     def distances(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
         return self.factor * noiser.distance(y, measured)
 
-    def expected_distances(self, noiser: NoiseModel, known: Tensor) -> Tensor:
-        return self.factor * noiser.expected_distance(known)
+    def expected_distances(self, noiser: NoiseModel, y: Tensor, known: Tensor) -> Tensor:
+        return self.factor * noiser.expected_distance(known, y=y)
 
     def energies(self, gradient: Tensor) -> Tensor:
         return gradient.flatten(1).square().sum(1)
@@ -97,7 +97,13 @@ class Problem:
     def expected_distances(self) -> Tensor:
         """The distances that the noise alone leaves: [B, parts...]."""
         known = torch.ones_like(self.y) if self.known is None else self.known
-        return self.extent.expected_distances(self.noiser, known)
+        return self.extent.expected_distances(self.noiser, self.y, known)
+
+    @property
+    def sigma(self) -> float | Tensor:
+        """Standard deviation of the noise, or what is equivalent to it: a number, or one for each
+        image, [B, 1, ...]."""
+        return self.noiser.equivalent_sigma(self.y, self.known)
 
 
 def _per_image(values: Tensor) -> Tensor:
@@ -326,8 +332,7 @@ class ProximalSampling(ConditioningMethod):
             return None
         if self.init == "aligned":
             return problem.operator.initial(problem.y)
-        sigma = getattr(problem.noiser, "sigma", 0.0)
-        return problem.operator.inverse(problem.y, sigma).clamp(-1, 1)
+        return problem.operator.inverse(problem.y, problem.sigma).clamp(-1, 1)
 
     def num_candidates(self, diffusion: GaussianDiffusion, t: int) -> int:
         """n = floor(max(n_max (1 - exp(-SNR_t)), 2)), or the fixed number."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from guided_diffusion.classical import regularised_inverse
 from guided_diffusion.measurements import LinearOperator, Operator
+from guided_diffusion.noise_models import at_least
 from util.errors import UserError
 from util.resizer import fold_reflect
 
@@ -99,14 +100,14 @@ class FramedOperator(LinearOperator):
     def has_inverse(self) -> bool:
         return self.inner.has_inverse
 
-    def inverse(self, y: Tensor, sigma: float) -> Tensor:
+    def inverse(self, y: Tensor, sigma: float | Tensor) -> Tensor:
         """The inner one; with a border, one that knows nothing of what lies there.
 
         A border is left out of real blurs, whose kernels are known roughly: what they miss acts
         like noise.
         """
         if self.border:
-            return regularised_inverse(self, y, max(sigma, _KERNEL_ERROR), self.initial(y))
+            return regularised_inverse(self, y, at_least(sigma, _KERNEL_ERROR), self.initial(y))
         return self.frame.fill(self.inner.inverse(y, sigma))
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def tikhonov(
-    operator: "LinearOperator", y: Tensor, x0: Tensor, weight: float, iterations: int
+    operator: "LinearOperator", y: Tensor, x0: Tensor, weight: float | Tensor, iterations: int
 ) -> Tensor:
     """argmin over x of || y - A x ||^2 + weight || x - x0 ||^2, images [B, 3, H, W].
 

@@ -6,6 +6,7 @@ whose keyword arguments are its config keys.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from scipy.fft import next_fast_len
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
+from data.arrays import is_array, read_array
+from data.masks import check_kept, random_mask, read_mask
 from guided_diffusion.classical import (
     bicubic,
     deconvolution,
@@ -30,12 +33,12 @@ from guided_diffusion.operator_base import (
 )
 from motionblur.motionblur import motion_kernel
 from util.errors import UserError
-from util.img_utils import random_mask, read_array, read_mask
 from util.logger import get_logger
 from util.randomness import ImageKey, numpy_stream
 from util.resizer import bicubic_matrix, filter_matrix
 
 _KERNEL_SUM_TOLERANCE = 1e-3
+KernelIs = Literal["psf", "correlation"]
 
 
 @OPERATORS.register("noise")
@@ -77,14 +80,18 @@ class SuperResolution(SeparableOperator):
         self.scale_factor = scale_factor
 
     def initial(self, y: Tensor) -> Tensor:
-        """y enlarged by nearest neighbour."""
-        return F.interpolate(y, size=(self.context.height, self.context.width), mode="nearest")
+        """y enlarged by nearest neighbour: by the factor itself and cut, so that nothing is
+        stretched where the sides are no multiples of it."""
+        enlarged = y.repeat_interleave(self.scale_factor, -2).repeat_interleave(
+            self.scale_factor, -1
+        )
+        return enlarged[..., : self.context.height, : self.context.width]
 
     def classical(self, y: Tensor) -> Tensor:
-        """Bicubic enlargement."""
-        return bicubic(y, self.context.height, self.context.width)
+        """Bicubic enlargement by the factor itself, cut."""
+        return bicubic(y, self.scale_factor, self.context.height, self.context.width)
 
-    def inverse(self, y: Tensor, sigma: float) -> Tensor:
+    def inverse(self, y: Tensor, sigma: float | Tensor) -> Tensor:
         return self.classical(y)
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
@@ -116,7 +123,7 @@ class GaussianBlur(SeparableOperator):
     def classical(self, y: Tensor) -> Tensor:
         return deconvolution(self, y)
 
-    def inverse(self, y: Tensor, sigma: float) -> Tensor:
+    def inverse(self, y: Tensor, sigma: float | Tensor) -> Tensor:
         return regularised_inverse(self, y, sigma)
 
     def saved(self) -> dict[str, np.ndarray]:
@@ -124,7 +131,7 @@ class GaussianBlur(SeparableOperator):
 
 
 class KernelBlur(LinearOperator):
-    """Cross-correlation with a kernel [k, k] (k odd), reflected border, by FFT."""
+    """Cross-correlation with a kernel [k, l] (k and l odd), reflected border, by FFT."""
 
     def __init__(self, context: OperatorContext, kernel: np.ndarray) -> None:
         super().__init__(context)
@@ -156,7 +163,7 @@ class KernelBlur(LinearOperator):
     def classical(self, y: Tensor) -> Tensor:
         return deconvolution(self, y)
 
-    def inverse(self, y: Tensor, sigma: float) -> Tensor:
+    def inverse(self, y: Tensor, sigma: float | Tensor) -> Tensor:
         return regularised_inverse(self, y, sigma)
 
     def saved(self) -> dict[str, np.ndarray]:
@@ -168,12 +175,17 @@ def gaussian_blur(
     kernel_size: int = 61,
     intensity: float = 3.0,
     kernel: str | None = None,
+    kernel_is: KernelIs | None = None,
     *,
     context: OperatorContext,
 ) -> LinearOperator:
-    """Gaussian blur, or, for photographs that are blurred already, the kernel in a file."""
+    """Gaussian blur, or, for photographs that are blurred already, the kernel in a file.
+
+    kernel, kernel_is: see `read_kernel`
+    """
+    _check_kernel_keys("gaussian_blur", kernel, kernel_is)
     if kernel is not None:
-        return KernelBlur(context, read_kernel(kernel))
+        return KernelBlur(context, read_kernel(kernel, kernel_is))
     return GaussianBlur(kernel_size, intensity, context=context)
 
 
@@ -189,7 +201,7 @@ def _cut_kernel(kernel: np.ndarray) -> tuple[tuple[int, int], np.ndarray]:
 class MotionBlur(KernelBlur):
     """Blur by a random camera path drawn once per run, or by the kernel in a file.
 
-    A file (.npy, .pt or an image) is normalised to sum 1; it must be square with an odd side.
+    kernel, kernel_is: see `read_kernel`
     """
 
     def __init__(
@@ -197,11 +209,13 @@ class MotionBlur(KernelBlur):
         kernel_size: int = 61,
         intensity: float = 0.5,
         kernel: str | None = None,
+        kernel_is: KernelIs | None = None,
         *,
         context: OperatorContext,
     ) -> None:
+        _check_kernel_keys("motion_blur", kernel, kernel_is)
         if kernel is not None:
-            array = read_kernel(kernel)
+            array = read_kernel(kernel, kernel_is)
         else:
             _check_kernel_size("motion_blur", kernel_size)
             if not 0 <= intensity <= 1:
@@ -211,19 +225,46 @@ class MotionBlur(KernelBlur):
         super().__init__(context, array)
 
 
-def read_kernel(path: str) -> np.ndarray:
-    """A blur kernel from a file: float32 [k, k], k odd, brought to sum 1 and, where numbers of
-    an array do not have that sum, said so."""
+def read_kernel(path: str, kernel_is: KernelIs | None = None) -> np.ndarray:
+    """A blur kernel from a file, for cross-correlation: float32 [k, l], k and l odd, sum 1.
+
+    kernel_is: "psf", the picture that the blur makes of a point, which is the correlation kernel
+      turned by 180 degrees, or "correlation", the kernel as it is; left out: a picture is a psf,
+      as people have it, and an array a correlation kernel, so that a run's own kernel.npy comes
+      back unchanged
+
+    Even sides get a row or column of zeros at the end: the centre of n values is number n // 2,
+    counted from 0. Negative values are kept, they are part of estimated kernels. Raises UserError
+    for a kernel without a positive sum.
+    """
     kernel = read_array(path, "kernel")
     height, width = kernel.shape
-    if height != width or height % 2 == 0:
-        raise UserError(f"{path}: a kernel must be square with an odd side, got {height}x{width}")
-    if (kernel < 0).any() or kernel.sum() <= 0:
-        raise UserError(f"{path}: a kernel must be non-negative and not all zero")
+    if height % 2 == 0 or width % 2 == 0:
+        kernel = np.pad(kernel, ((0, 1 - height % 2), (0, 1 - width % 2)))
+        get_logger().info("%s: %dx%d, padded with zeros to odd sides", path, height, width)
     total = kernel.sum()
-    if path.endswith((".npy", ".pt", ".pth")) and abs(total - 1) > _KERNEL_SUM_TOLERANCE:
+    if total <= 0 or -kernel.min() >= kernel.max():
+        raise UserError(
+            f"{path}: a kernel must have a positive sum, and no value as far below zero as its "
+            "largest is above"
+        )
+    if is_array(path) and abs(total - 1) > _KERNEL_SUM_TOLERANCE:
         get_logger().warning("%s: the kernel sums to %.6g; it is normalised to 1", path, total)
+    taken = kernel_is or ("correlation" if is_array(path) else "psf")
+    if not np.allclose(kernel, kernel[::-1, ::-1], atol=1e-3 * kernel.max()):
+        get_logger().info(
+            "%s: read as a %s (--kernel_is %s turns it round)",
+            path,
+            "point's picture (psf)" if taken == "psf" else "correlation kernel",
+            "correlation" if taken == "psf" else "psf",
+        )
+    kernel = kernel[::-1, ::-1] if taken == "psf" else kernel
     return (kernel / total).astype(np.float32)
+
+
+def _check_kernel_keys(name: str, kernel: str | None, kernel_is: str | None) -> None:
+    if kernel_is is not None and kernel is None:
+        raise UserError(f"{name}: kernel_is says how to read a kernel's file; give kernel as well")
 
 
 def _check_kernel_size(name: str, size: int) -> None:
@@ -253,7 +294,9 @@ class Inpainting(LinearOperator):
         if c.mask is None:
             raise UserError("inpainting: the task config needs measurement.mask_opt")
         if c.mask.mask is not None:
-            return read_mask(c.mask.mask, key.name, c.height, c.width)
+            mask = read_mask(c.mask.mask, key.name, c.height, c.width, c.mask.mask_is)
+            check_kept(mask, c.mask)
+            return mask
         return random_mask(c.mask, c.height, c.width, key.numpy("mask"))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -268,7 +311,7 @@ class Inpainting(LinearOperator):
         """Linear interpolation between the kept pixels."""
         return interpolation(y, self.masks)
 
-    def inverse(self, y: Tensor, sigma: float) -> Tensor:
+    def inverse(self, y: Tensor, sigma: float | Tensor) -> Tensor:
         return self.classical(y)
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
@@ -343,8 +386,8 @@ class NonlinearBlur(Operator):
 
 
 def _load_kernel_wizard(opt_yml_path: str) -> torch.nn.Module:
-    from util.checkpoint import load_state
     from util.config import read_yaml
+    from util.tensor_files import load_tensors
 
     source = "github.com/VinAIResearch/blur-kernel-space-exploring"
     try:
@@ -361,5 +404,5 @@ def _load_kernel_wizard(opt_yml_path: str) -> torch.nn.Module:
             f"checkpoint's path (see {source})"
         )
     model = KernelWizard(options)
-    model.load_state_dict(load_state(options["pretrained"]))
+    model.load_state_dict(load_tensors(options["pretrained"]))
     return model.eval().requires_grad_(False)

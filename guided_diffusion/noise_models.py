@@ -35,12 +35,31 @@ class NoiseModel:
             return (y - predicted).flatten(1).norm(dim=1)
         return pool((y - predicted).square()).clamp(min=_LEAST_SQUARE).sqrt()
 
-    def expected_distance(self, known: Tensor, pool: Pool = _over_image) -> Tensor:
-        """The distance that the noise alone leaves, [B] or [B, parts...]; 0 where it is not stated.
+    def expected_norm(
+        self, known: Tensor, pool: Pool = _over_image, y: Tensor | None = None
+    ) -> Tensor:
+        """The 2-norm of the noise, [B] or [B, parts...]; 0 where its level is not stated.
 
         known: 1 where y [B, ...] holds a measurement, 0 elsewhere
+        y: the measurement, for noise whose level follows it
         """
         return torch.zeros_like(pool(known))
+
+    def expected_distance(
+        self, known: Tensor, pool: Pool = _over_image, y: Tensor | None = None
+    ) -> Tensor:
+        """The distance that the noise alone leaves, as `expected_norm`."""
+        return self.expected_norm(known, pool, y)
+
+    def equivalent_sigma(self, y: Tensor, known: Tensor | None = None) -> float | Tensor:
+        """Standard deviation of white Gaussian noise as strong as this on y [B, ...]: a number, or
+        one for each image, [B, 1, ...]; 0 where it is not stated."""
+        return getattr(self, "sigma", 0.0)
+
+
+def at_least(sigma: float | Tensor, least: float) -> float | Tensor:
+    """sigma, or `least` where that is more."""
+    return sigma.clamp(min=least) if isinstance(sigma, Tensor) else max(sigma, least)
 
 
 NOISES: Registry[NoiseModel] = Registry("noise")
@@ -66,7 +85,9 @@ class GaussianNoise(NoiseModel):
     def __call__(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
         return clean + self.sigma * torch.as_tensor(rng.standard_normal(clean.shape)).to(clean)
 
-    def expected_distance(self, known: Tensor, pool: Pool = _over_image) -> Tensor:
+    def expected_norm(
+        self, known: Tensor, pool: Pool = _over_image, y: Tensor | None = None
+    ) -> Tensor:
         """sigma sqrt(m) for m measured values."""
         return self.sigma * pool(known).sqrt()
 
@@ -88,9 +109,36 @@ class PoissonNoise(NoiseModel):
 
     def distance(self, y: Tensor, predicted: Tensor, pool: Pool | None = None) -> Tensor:
         """Mean over pixels of the norm divided by |y|; pixels with y = 0 are left out."""
-        norm = super().distance(y, predicted, pool)
-        total = pool or _over_image
+        return super().distance(y, predicted, pool) * self._weight(y, pool or _over_image)
+
+    @staticmethod
+    def _weight(y: Tensor, total: Pool) -> Tensor:
         magnitude = y.abs()
         known = magnitude > 0
         inverse = torch.where(known, 1 / magnitude.where(known, 1.0), 0.0)
-        return norm * total(inverse) / total(known.to(y)).clamp(min=1)
+        return total(inverse) / total(known.to(y)).clamp(min=1)
+
+    def variance(self, y: Tensor) -> Tensor:
+        """Variance of every value of y, by its own photons, at least one: 4 u / (255 rate) for
+        the intensity u = (y + 1) / 2."""
+        photon = 1 / (255.0 * self.rate)
+        return 4 * photon * ((y + 1) / 2).clamp(min=photon)
+
+    def expected_norm(
+        self, known: Tensor, pool: Pool = _over_image, y: Tensor | None = None
+    ) -> Tensor:
+        if y is None:
+            return super().expected_norm(known, pool)
+        return pool(known * self.variance(y)).sqrt()
+
+    def expected_distance(
+        self, known: Tensor, pool: Pool = _over_image, y: Tensor | None = None
+    ) -> Tensor:
+        norm = self.expected_norm(known, pool, y)
+        return norm if y is None else norm * self._weight(y, pool)
+
+    def equivalent_sigma(self, y: Tensor, known: Tensor | None = None) -> Tensor:
+        known = torch.ones_like(y) if known is None else known
+        total = _over_image(known).clamp(min=1)
+        sigma = (_over_image(known * self.variance(y)) / total).sqrt()
+        return sigma.view(-1, *[1] * (y.ndim - 1))

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.masks import MaskConfig
 from guided_diffusion.linear_solvers import CUTOFF, SeparableFactors, Spectrum
 from util.errors import UnsupportedError, UserError
-from util.img_utils import MaskConfig
 from util.randomness import ImageKey
 from util.registry import Registry
 
@@ -78,9 +78,11 @@ class Operator:
     def has_inverse(self) -> bool:
         return type(self).inverse is not Operator.inverse
 
-    def inverse(self, y: Tensor, sigma: float) -> Tensor:
-        """An image [B, 3, H, W] without what A did, for y with noise of `sigma`, that may be
-        noisier than one would look at."""
+    def inverse(self, y: Tensor, sigma: float | Tensor) -> Tensor:
+        """An image [B, 3, H, W] without what A did, that may be noisier than one would look at.
+
+        sigma: of the noise of y, a number or one for each image, [B, 1, 1, 1]
+        """
         raise NotImplementedError
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:

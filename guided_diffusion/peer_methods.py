@@ -19,7 +19,7 @@ from guided_diffusion.condition_methods import (
 )
 from guided_diffusion.linear_solvers import CUTOFF, conjugate_gradients, tikhonov
 from guided_diffusion.measurements import LinearOperator, Operator
-from guided_diffusion.noise_models import Clean, GaussianNoise, NoiseModel
+from guided_diffusion.noise_models import Clean, GaussianNoise, NoiseModel, at_least
 from util.errors import UnsupportedError, UserError
 from util.randomness import NoiseSource
 
@@ -50,11 +50,6 @@ class LinearMethod(ConditioningMethod):
         return super().start(problem, noise)
 
 
-def _sigma(problem: Problem) -> float:
-    """Standard deviation of the measurement noise."""
-    return getattr(problem.noiser, "sigma", 0.0)
-
-
 @CONDITIONING.register("diffpir")
 class DiffPIR(LinearMethod):
     """DiffPIR (Zhu et al. 2023, arXiv 2305.08995, algorithm 1).
@@ -82,7 +77,7 @@ class DiffPIR(LinearMethod):
             prior, _ = reverse(x_t, t)
             d = problem.distance(prior.x0_hat)
             # rho_t = lambda sigma^2 / sigma_bar_t^2, sigma_bar_t^2 = (1 - acp) / acp
-            rho = self.lam * max(_sigma(problem), self._LEAST_SIGMA) ** 2 * acp / (1 - acp)
+            rho = self.lam * at_least(problem.sigma, self._LEAST_SIGMA) ** 2 * acp / (1 - acp)
             x0 = tikhonov(problem.operator, problem.y, prior.x0_hat, rho, self.cg_iterations)
             if t == 0:
                 return StepResult(x0, prior.x0_hat, d)
@@ -112,7 +107,7 @@ class DDNMPlus(LinearMethod):
             d = problem.distance(prior.x0_hat)
             spectrum = problem.operator.spectrum(CUTOFF)
             inverse = spectrum.inverse_values()
-            added = a * _sigma(problem) * inverse  # std that A^+ y would bring into x_{t-1}
+            added = a * problem.sigma * inverse  # std that A^+ y would bring into x_{t-1}
             share = torch.where(added > sigma_t, sigma_t / added.clamp(min=1e-12), 1.0)
             share = torch.where(spectrum.values > 0, share, 0.0)
             x0 = spectrum.coefficients(prior.x0_hat)
@@ -159,7 +154,7 @@ class PseudoinverseGuidance(LinearMethod):
     def _direction(self, x0_hat: Tensor, r2: float, problem: Problem) -> Tensor:
         """r^2 A^T (r^2 A A^T + sigma^2 I)^-1 (y - A x0_hat), [B, 3, H, W]."""
         A, y = problem.operator, problem.y
-        sigma2 = max(_sigma(problem), self._LEAST_SIGMA) ** 2
+        sigma2 = at_least(problem.sigma, self._LEAST_SIGMA) ** 2
         spectrum = A.spectrum(CUTOFF)
         if spectrum is not None:
             s = spectrum.values

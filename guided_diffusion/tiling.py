@@ -178,8 +178,8 @@ class WindowExtent:
         """share || y - measured ||_window of the windows: [B, rows, columns]."""
         return self._share * noiser.distance(y, measured, self.weighted)
 
-    def expected_distances(self, noiser: NoiseModel, known: Tensor) -> Tensor:
-        return self._share * noiser.expected_distance(known, self.weighted)
+    def expected_distances(self, noiser: NoiseModel, y: Tensor, known: Tensor) -> Tensor:
+        return self._share * noiser.expected_distance(known, self.weighted, y)
 
     def energies(self, gradient: Tensor) -> Tensor:
         return _sums(gradient.square(), *self._blending)

@@ -7,19 +7,25 @@ An interrupted download goes on where it stopped when the command is repeated. T
 under its name only after its SHA-256 was checked.
 """
 
+import contextlib
 import http.client
 import os
+import stat
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 
 from util.cli import command_parser, report_errors
 from util.errors import UserError
-from util.hashing import file_hash
+from util.files import open_regular
+from util.hashing import stream_hash
 
 SOURCE = "https://huggingface.co/deepinv/diffunet/resolve/main"
 _CHUNK = 1 << 20
@@ -62,52 +68,108 @@ def download(checkpoint: Checkpoint, folder: Path, source: str = SOURCE) -> Path
     an interrupted transfer stays in `<name>.part` for the next try.
     """
     target = folder / checkpoint.local
-    if target.exists():
-        if file_hash(target) == checkpoint.sha256:
+    if os.path.lexists(target):
+        with open_regular(target) as file:
+            whole = stream_hash(file) == checkpoint.sha256
+        if whole:
             return target
         raise UserError(
             f"{target}: exists, but is not the published file (SHA-256 differs); move it away "
             "and repeat the command"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    url = _checked_url(f"{source}/{checkpoint.remote}")
     part = target.with_name(target.name + ".part")
-    url = f"{source}/{checkpoint.remote}"
     try:
-        _fetch(url, part, checkpoint.size)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(part) as file:
+            _fetch(url, file, part.stem, checkpoint.size)
+            file.seek(0)
+            whole = stream_hash(file) == checkpoint.sha256
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
             f"{url}: {reason}; repeat the command to go on where it stopped, or fetch the file by "
             f"other means and put it at {target}"
         ) from None
-    if part.stat().st_size != checkpoint.size or file_hash(part) != checkpoint.sha256:
-        part.unlink()
+    if not whole:
+        part.unlink(missing_ok=True)
         raise UserError(
             f"{url}: what arrived is not the published file (SHA-256 differs) and was removed; "
             "repeat the command"
         )
-    os.replace(part, target)
+    try:
+        os.replace(part, target)
+    except FileNotFoundError:  # another download has just finished
+        if not target.is_file():
+            raise
     return target
 
 
-def _fetch(url: str, part: Path, size: int) -> None:
-    """Append to `part` what is missing of the `size` bytes at `url`."""
-    have = part.stat().st_size if part.exists() else 0
+def _checked_url(url: str) -> str:
+    """`url`, escaped where it has other characters than a URL may; UserError for what is none."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = (parts.hostname or "").encode("idna").decode()
+        port = "" if parts.port is None else f":{parts.port}"
+    except (ValueError, UnicodeError) as error:
+        raise UserError(f"--source: {url}: is no URL ({error})") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise UserError(f"--source: {url}: expected a URL that begins with https:// or http://")
+    path = urllib.parse.quote(parts.path, safe="/%")
+    host = f"[{host}]" if ":" in host else host
+    return urllib.parse.urlunsplit((parts.scheme, host + port, path, parts.query, ""))
+
+
+@contextlib.contextmanager
+def _alone(part: Path) -> Iterator[BinaryIO]:
+    """The open file `part`, which no other download writes to at the same time.
+
+    Raises UserError where one does, and where something else than a file has this name.
+    """
+    try:
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
+    except OSError as error:
+        raise UserError(f"{part}: cannot be written ({error.strerror})") from None
+    with os.fdopen(descriptor, "r+b") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UserError(f"{part}: is no plain file; move it away")
+        if not _lock(file):
+            raise UserError(f"{part}: another download is writing to it; wait for that one")
+        yield file
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Whether the file is this process's alone now; where files cannot be locked, it is taken to
+    be."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _fetch(url: str, file: BinaryIO, name: str, size: int) -> None:
+    """Append to the open file what is missing of the `size` bytes at `url`."""
+    have = file.seek(0, os.SEEK_END)
     if have >= size:
         return
     headers = {"Range": f"bytes={have}-"} if have else {}
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 (https)
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:  # noqa: S310 (https)
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 (checked)
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:  # noqa: S310 (checked)
         if have and response.status != http.client.PARTIAL_CONTENT:
             have = 0  # a server that cannot resume sends everything again
-        with (
-            part.open("ab" if have else "wb") as file,
-            tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
-        ):
+            file.seek(0)
+            file.truncate()
+        with tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=name) as bar:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
-    if part.stat().st_size < size:
+    file.flush()
+    if file.tell() < size:
         raise urllib.error.URLError("the connection ended early")
 
 

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -46,8 +47,9 @@ from util.cli import (
     report_errors,
     resolve_device,
 )
-from util.config import parse_dataclass, read_yaml
+from util.config import config_path, parse_dataclass, read_yaml
 from util.errors import UserError
+from util.files import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,11 +318,27 @@ def _check(config: TrainConfig, unet_config: UNetConfig) -> None:
         raise UserError("holdout must be at least 0, augmentation a probability in [0, 1]")
 
 
+def _check_writable(path: Path) -> None:
+    """UserError, before the training, where a file could not be written afterwards."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{shown(path)}: cannot be written ({error.strerror or error}); choose another "
+            "run_dir and output"
+        ) from None
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; choose another run_dir and output")
+
+
 def train(config: TrainConfig, device: torch.device) -> Trainer:
     """Run or continue the training that `config` describes; returns the finished trainer."""
     unet_config = model_config(config.model_config)
     _check(config, unet_config)
-    Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+    for path in (Path(config.output), Path(config.run_dir) / "checkpoint.pt"):
+        _check_writable(path)
     multiple = unet_config.size_multiple()
     for crop in config.crops:
         if crop.size % multiple:
@@ -419,6 +437,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     raw = read_yaml(args.config)
+    if "model_config" in raw:
+        raw["model_config"] = config_path(raw["model_config"], args.config)
     apply_overrides(raw, args.set)
     if args.data_root:
         raw["data_root"] = args.data_root

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from data.dataloader import SkimagePhotographs
+from data.masks import MaskConfig
 from guided_diffusion.framing import Frame, FramedOperator
 from guided_diffusion.measurements import (
     Denoising,
@@ -18,7 +19,6 @@ from guided_diffusion.measurements import (
 from guided_diffusion.noise_models import GaussianNoise
 from util.baselines import BASELINES
 from util.errors import UnsupportedError
-from util.img_utils import MaskConfig
 from util.randomness import ImageKey
 
 SIZE = 64

@@ -15,11 +15,11 @@ from PIL import Image
 
 import sample_condition
 from data.dataloader import ImageFolder, find_images
+from data.masks import read_mask
 from tests.tiny import NAMES, SIZE, records, result_files, write_images
 from tests.tiny_run import photograph, run, save, write_configs
 from util import compute_metric, recording, restoration
 from util.errors import UserError
-from util.img_utils import read_mask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from data.masks import MaskConfig
 from guided_diffusion.measurements import OPERATORS, OperatorContext
 from tests.tiny import SIZE, TinyRun
 from util.compare_tile import NoiseOfPart, border_visibility, main, parts
-from util.img_utils import MaskConfig
 from util.randomness import ImageKey, PerImageNoise
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 import yaml
 
+from data.masks import MaskConfig
 from guided_diffusion.condition_methods import CONDITIONING, Problem, ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.measurements import (
@@ -19,7 +20,6 @@ from guided_diffusion.sampling import Prior, load_prior, restore, sample
 from tests import golden_data
 from tests.tiny import TinyRun
 from util.errors import UserError
-from util.img_utils import MaskConfig
 from util.randomness import ImageKey, PerImageNoise
 
 SIZE = 16

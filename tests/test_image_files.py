@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from data.dataloader import DATASETS
+from data.image_files import read_image, read_picture
 from tests.tiny_run import photograph
 from util.errors import UserError
-from util.image_files import is_grey, read_image, read_picture
 
 RAMP = np.linspace(0, 255, 48).round().astype(np.uint8).reshape(6, 8)
 
@@ -18,7 +18,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path, ending):
     Image.fromarray(RAMP.astype(np.uint16) * 257).save(path)
     pixels = np.asarray(read_image(path))
     np.testing.assert_array_equal(pixels, np.repeat(RAMP[..., None], 3, axis=-1))
-    assert is_grey(path)
+    assert read_picture(path).grey
 
 
 def test_sixteen_bit_colour_keeps_its_high_byte(tmp_path):
@@ -64,7 +64,7 @@ def test_grey_palette_and_cmyk_become_rgb(tmp_path):
     ):
         difference = np.asarray(read_image(tmp_path / name)).astype(int) - np.asarray(expected)
         assert np.abs(difference).max() <= 1, name
-    assert [is_grey(tmp_path / n) for n in ("grey.png", "palette.png", "cmyk.tif")] == [
+    assert [read_picture(tmp_path / n).grey for n in ("grey.png", "palette.png", "cmyk.tif")] == [
         True,
         False,
         False,
@@ -80,8 +80,8 @@ def test_transparent_parts_are_white_and_alpha_is_told(tmp_path):
     assert (image[:4] == 255).all()
     np.testing.assert_array_equal(image[4:], pixels[4:, :, :3])
     picture = read_picture(path)
-    np.testing.assert_array_equal(np.asarray(picture.image), pixels[..., :3])
-    np.testing.assert_array_equal(np.asarray(picture.alpha), pixels[..., 3])
+    np.testing.assert_array_equal(picture.pixels, pixels[..., :3])
+    np.testing.assert_array_equal(picture.alpha, pixels[..., 3])
 
 
 def test_palette_with_a_transparent_colour_has_alpha(tmp_path):

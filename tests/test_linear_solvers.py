@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.masks import MaskConfig
 from guided_diffusion.linear_solvers import CUTOFF, conjugate_gradients, tikhonov
 from guided_diffusion.measurements import (
     Denoising,
@@ -16,7 +17,6 @@ from guided_diffusion.measurements import (
     SuperResolution,
 )
 from util.errors import UnsupportedError
-from util.img_utils import MaskConfig
 from util.randomness import ImageKey
 
 H, W = 12, 16

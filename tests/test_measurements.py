@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.masks import MaskConfig, random_mask
 from guided_diffusion.measurements import (
     OPERATORS,
     GaussianBlur,
@@ -19,7 +20,6 @@ from guided_diffusion.noise_models import NOISES, GaussianNoise, PoissonNoise
 from motionblur.motionblur import motion_kernel
 from tests import golden_data
 from util.errors import UserError
-from util.img_utils import MaskConfig, random_mask
 from util.randomness import ImageKey
 
 GOLDEN = golden_data.load("operators")

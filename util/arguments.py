@@ -59,8 +59,22 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="folder of degraded images to restore; there are no labels",
     )
-    add("--kernel", metavar="FILE", help="blur kernel (not flipped): .npy, .pt or an image")
-    add("--masks", metavar="PATH", help="mask, or folder of masks by image name: white is kept")
+    add("--kernel", metavar="FILE", help="blur kernel: a picture, .npy, .pt, .mat, .csv or .txt")
+    add(
+        "--kernel_is",
+        choices=("psf", "correlation"),
+        help="the blurred picture of a point, or that turned round (left out: a picture is a psf, "
+        "an array a correlation kernel)",
+    )
+    add("--masks", metavar="PATH", help="mask, or folder of masks by image name")
+    add("--mask_is", choices=("kept", "damage"), help="what is white in a mask (left out: kept)")
+    add(
+        "--keep_known",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="copy the pixels that a mask keeps into the result (left out: where their noise is "
+        "zero, or at most 0.01 in --measurements)",
+    )
     add(
         "--border",
         type=int,
@@ -68,6 +82,13 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
         help="outermost pixels of --measurements that are left out of the data term",
     )
     add("--grey", action="store_true", help="save grey images for grey sources")
+    add(
+        "--output_depth",
+        type=int,
+        choices=(8, 16),
+        default=8,
+        help="bits of a value of restored images",
+    )
 
 
 def _add_running(group: argparse._ArgumentGroup) -> None:
@@ -91,7 +112,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add(
         "--record",
         metavar="every=N[,gif|mp4]",
-        help="save x_t and x0_hat every N steps, and a film; or none; left out: 10 of each",
+        help="save x_t and x0_hat every N steps, and a film; left out, or none: neither",
     )
     loudness = group.add_mutually_exclusive_group()
     loudness.add_argument("--quiet", action="store_true", help="warnings and errors only")
@@ -117,7 +138,10 @@ def load_config(args: argparse.Namespace) -> RunConfig:
         "task.data.fit": args.fit,
         "task.data.border": args.border,
         "task.measurement.operator.kernel": args.kernel,
+        "task.measurement.operator.kernel_is": args.kernel_is,
         "task.measurement.mask_opt.mask": args.masks,
+        "task.measurement.mask_opt.mask_is": args.mask_is,
+        "task.measurement.mask_opt.keep_known": args.keep_known,
     }
     # JSON is YAML that quotes every path in it.
     shorthands = [f"{key}={json.dumps(v)}" for key, v in given.items() if v is not None]
@@ -126,6 +150,9 @@ def load_config(args: argparse.Namespace) -> RunConfig:
     if args.data_root is not None and config.task.data.name == "skimage":
         raise UserError("--data_root: task.data.name skimage has no folder; leave one of them out")
     operator = config.task.operator.name
-    if args.masks is not None and operator != "inpainting":
-        raise UserError(f"--masks: the operator is {operator}, only inpainting has masks")
+    for name in ("masks", "mask_is", "keep_known"):
+        if getattr(args, name) is not None and operator != "inpainting":
+            raise UserError(f"--{name}: the operator is {operator}, only inpainting has masks")
+    if args.mask_is is not None and (config.task.mask_opt is None or not config.task.mask_opt.mask):
+        raise UserError("--mask_is says what white means in --masks; give --masks as well")
     return config

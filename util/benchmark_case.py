@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from data.masks import MaskConfig
 from guided_diffusion.condition_methods import Problem, ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.measurements import OPERATORS, Operator, OperatorContext
@@ -21,7 +22,6 @@ from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.sampling import Prior
 from guided_diffusion.unet import UNetConfig, UNetModel
 from util.checkpoint import freeze
-from util.img_utils import MaskConfig
 from util.randomness import ImageKey, PerImageNoise
 
 

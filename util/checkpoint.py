@@ -1,9 +1,8 @@
 """Reading and writing network weights: never unpickled, never half loaded, never half written."""
 
 import io
-import json
-import pickle
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,9 @@ from guided_diffusion.unet import UNetConfig, UNetModel
 from util.atomic import save_atomically
 from util.config import parse_dataclass, read_yaml
 from util.errors import UserError
+from util.files import shown
+from util.logger import get_logger
+from util.tensor_files import is_plain, load_tensors
 
 # Published checkpoints: file name -> name for models.download.
 PUBLISHED = {"ffhq_10m.pt": "ffhq", "imagenet256.pt": "imagenet"}
@@ -53,41 +55,48 @@ def load_state(path: str | Path) -> dict[str, Any]:
     Raises UserError for a missing, truncated or foreign file, and for pickles that would run
     code.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint{_how_to_get(path)}")
-    if path.suffix == ".safetensors":
-        return _load_safetensors(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: not a file of plain tensors (refused, nothing in it was run): "
-            f"{_first_line(error)}"
-        ) from None
-    except Exception as error:  # damaged files make the reader raise whatever it likes
-        raise UserError(
-            f"{path}: truncated or no checkpoint ({_first_line(error)}){_how_to_get(path)}"
-        ) from None
-    if not isinstance(state, dict):
+    if not os.path.exists(path):
+        raise UserError(f"{shown(path)}: no such checkpoint{_how_to_get(Path(path))}")
+    state = load_tensors(path, _how_to_get(Path(path)))
+    if not isinstance(state, Mapping):
         raise UserError(f"{path}: expected a state dict, found {type(state).__name__}")
+    return dict(state)
+
+
+# Where trainers keep the weights, the averaged ones before those of the last step.
+_WEIGHT_KEYS = (
+    *("ema", "ema_params", "params_ema", "ema_state_dict", "model_ema", "state_dict", "model"),
+    *("model_state_dict", "params", "net", "network", "weights"),
+)
+_PREFIXES = ("module.", "_orig_mod.", "model.", "unet.")  # of wrappers around the network
+
+
+def unwrapped(state: Mapping[str, Any], expected: Collection[str], path: str | Path) -> Any:
+    """The weights in `state`, which may lie deeper and under longer names, as trainers save them;
+    what was taken is logged.
+
+    expected: the names that the network has
+    """
+    taken = []
+    best = state.get("best")  # of this project's own training
+    if isinstance(best, Mapping) and isinstance(best.get("weights"), Mapping):
+        state, taken = best["weights"], ["best", "weights"]
+    while not any(isinstance(value, Tensor) for value in state.values()):
+        key = next((k for k in _WEIGHT_KEYS if isinstance(state.get(k), Mapping)), None)
+        if key is None:
+            break
+        state, taken = state[key], [*taken, key]
+    removed = ""
+    while state and not state.keys() & set(expected):
+        prefix = next((p for p in _PREFIXES if all(str(k).startswith(p) for k in state)), None)
+        if prefix is None:
+            break
+        state, removed = {k.removeprefix(prefix): v for k, v in state.items()}, removed + prefix
+    if taken or removed:
+        where = f'"{" / ".join(taken)}"' * bool(taken)
+        without = f'names without "{removed}"' * bool(removed)
+        get_logger().info("%s: taken from it: %s", path, ", ".join(filter(None, (where, without))))
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise UserError(f"{path}: needs a package: pip install safetensors") from None
-    try:
-        return load_file(path)
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise UserError(f"{path}: truncated or no safetensors file ({error})") from None
 
 
 def _how_to_get(path: Path) -> str:
@@ -102,10 +111,16 @@ def load_model(config: UNetConfig, path: str | Path) -> UNetModel:
     Every name and shape must agree; otherwise UserError says which differ and, for the other
     published network, which config fits.
     """
-    state = load_state(path)
     with torch.device("meta"):
         model = UNetModel(config)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    state = unwrapped(load_state(path), expected, path)
+    odd = [n for n, v in state.items() if isinstance(v, Tensor) and not is_plain(v)]
+    if odd:
+        raise UserError(
+            f"{path}: {len(odd)} tensor(s) are sparse, quantised, complex, of 8 bits or without "
+            f"values ({_some(odd)}); save the plain weights"
+        )
     found = {k: tuple(v.shape) if isinstance(v, Tensor) else None for k, v in state.items()}
     if expected != found:
         raise UserError(_mismatch(path, expected, found))

@@ -10,13 +10,16 @@ import torch
 
 from util.config import parse_yaml
 from util.errors import UserError
+from util.streams import make_patient
 
 
 def report_errors(main: Callable[..., int]) -> Callable[..., int]:
-    """Decorate a main(): a UserError becomes one line on stderr and exit status 2."""
+    """Decorate a main(): a UserError becomes one line on stderr and exit status 2, and a lost
+    reader of what it prints ends nothing."""
 
     @functools.wraps(main)
     def wrapper(*args: Any, **kwargs: Any) -> int:
+        make_patient()
         try:
             return main(*args, **kwargs)
         except UserError as error:

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.dataloader import read_image
+from data.masks import MaskConfig
 from guided_diffusion.condition_methods import Extent, Problem, ProximalSampling, WholeImage
 from guided_diffusion.framing import Frame
 from guided_diffusion.measurements import OPERATORS, Inpainting, Operator, OperatorContext
@@ -34,7 +35,7 @@ from guided_diffusion.sampling import Prior, build_prior, sample
 from guided_diffusion.tiling import TiledModel, Tiling, WindowExtent
 from util.cli import add_device, command_parser, report_errors, resolve_device
 from util.errors import UserError
-from util.img_utils import MaskConfig, to_pixels, to_tensor
+from util.img_utils import to_pixels, to_tensor
 from util.metrics.pixels import psnr
 from util.randomness import ImageKey, NoiseSource, PerImageNoise
 from util.run_config import DiffusionConfig, load_diffusion_config, load_model_config

@@ -13,6 +13,12 @@ PSNR and SSIM are scikit-image's on 8-bit RGB pixels (data_range 255; SSIM with 
 the two sets as a whole and is biased for small ones: compare only sets of equal size.
 """
 
+if __package__ in (None, ""):  # run by its path: modules are found from the project's folder
+    import os
+    import sys
+
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 import argparse
 import csv
 import io
@@ -27,6 +33,7 @@ import numpy as np
 from data.dataloader import find_images, output_name, read_image
 from util.cli import add_device, command_parser, report_errors, resolve_device
 from util.errors import UserError
+from util.files import shown
 from util.logger import get_logger
 from util.metrics.base import MetricOptions, get_metric, metric_names, run_metric_names
 from util.metrics.perceptual import add_metric_options, parse_options
@@ -45,7 +52,7 @@ def run_metrics(label: np.ndarray, image: np.ndarray) -> dict[str, float]:
     return {
         name: metric.build(options)(label, image)
         for name, metric in chosen.items()
-        if metric.is_defined(label)
+        if metric.is_defined(label, options)
     }
 
 
@@ -129,17 +136,17 @@ def measure(
                 f"{metric.least_images} images, got {len(matched.pairs)}; leave it out of --metrics"
             )
     functions = {name: metric.build(options) for name, metric in chosen.items()}
-    rows, sets = {}, ([], [])
+    log, rows, sets = get_logger(), {}, ([], [])
     for name, paths in matched.pairs.items():
         pair = read_pair(*paths)
         for metric in chosen.values():
-            if not metric.is_defined(pair[0]):
-                least = f"{metric.least_side}x{metric.least_side}"
-                get_logger().warning("%s: no %s below %s pixels", paths[0], metric.title, least)
+            if not metric.is_defined(pair[0], options):
+                least = metric.least_side(options)
+                log.warning("%s: no %s below %dx%d pixels", paths[0], metric.title, least, least)
         rows[name] = {
             m: f(*pair)
             for m, f in functions.items()
-            if not chosen[m].of_sets and chosen[m].is_defined(pair[0])
+            if not chosen[m].of_sets and chosen[m].is_defined(pair[0], options)
         }
         if any(metric.of_sets for metric in chosen.values()):
             for images, image in zip(sets, pair, strict=True):
@@ -260,7 +267,8 @@ def _write(path: Path, text: str) -> None:
         path.write_bytes(text.encode(errors="surrogateescape"))
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror}); choose another with --csv and --json"
+            f"{shown(path)}: cannot be written ({error.strerror}); choose another with --csv and "
+            "--json"
         ) from None
     get_logger().info("wrote %s", path)
 

@@ -3,6 +3,7 @@ reported with the place they stand at and what is allowed there."""
 
 import dataclasses
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -12,13 +13,51 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from util.errors import UserError
+from util.files import read_bytes, shown
 from util.registry import ConfigKey, Registry, did_you_mean
 
 T = TypeVar("T")
 
 
+_DEEPEST = 50  # sections inside sections
+_MOST_VALUES = 100_000  # of a config, those that an alias repeats counted again
+_LARGEST = 1 << 20  # bytes of a config
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that also reads `!!python/tuple`, which the published configs use."""
+    """SafeLoader that also reads `!!python/tuple`, which the published configs use, and that
+    refuses a key which stands twice in a section, and sections without end."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="nested too deep", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, int] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                line = seen[key.value]
+                raise yaml.MarkedYAMLError(
+                    problem=f'key "{key.value}" stands here and in line {line}; keep one of them',
+                    problem_mark=key.start_mark,
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
+            problem = f'"{str(node.value)[:50]}" cannot be read ({type(error).__name__})'
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
 
 def _construct_tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
@@ -31,10 +70,11 @@ _Loader.add_constructor("tag:yaml.org,2002:python/tuple", _construct_tuple)
 def parse_yaml(text: str, where: str) -> Any:
     """The value that YAML `text` stands for; plain data and tuples only.
 
-    Raises UserError for broken YAML and for tags that would build other objects.
+    Raises UserError for broken YAML, for tags that would build other objects, and for a key that
+    stands twice in a section.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except yaml.constructor.ConstructorError as error:
         raise UserError(
             f"{where}: {_at(error.problem_mark)}{error.problem}; only plain values, lists and "
@@ -43,7 +83,22 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or "unreadable characters"
-        raise UserError(f"{where}: {_at(mark)}not valid YAML: {problem}") from None
+        syntax = type(error) is not yaml.MarkedYAMLError
+        raise UserError(f"{where}: {_at(mark)}{'not valid YAML: ' * syntax}{problem}") from None
+    _check_count(value, where)
+    return value
+
+
+def _check_count(value: Any, where: str) -> None:
+    """UserError where aliases make a value that is larger than any config, or without end."""
+    waiting, count = [value], 0
+    while waiting:
+        part = waiting.pop()
+        count += 1
+        if isinstance(part, dict | list | tuple):
+            waiting += part.values() if isinstance(part, dict) else part
+        if count + len(waiting) > _MOST_VALUES:
+            raise UserError(f"{where}: more than {_MOST_VALUES:,} values, aliases counted in")
 
 
 def _at(mark: yaml.Mark | None) -> str:
@@ -52,16 +107,28 @@ def _at(mark: yaml.Mark | None) -> str:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; UserError if it is missing, broken or no mapping."""
+    if not os.path.lexists(path):
+        raise UserError(f"{shown(path)}: no such config file")
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bytes(path, _LARGEST).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read as text: {error}") from None
     raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys and values, got {_describe(raw)}")
     return raw
+
+
+PROJECT = Path(__file__).resolve().parent.parent
+_SHIPPED = PROJECT / "configs"
+
+
+def config_path(path: Any, where: str | Path) -> Any:
+    """A path that stands in the config file `where`: relative ones are the user's, from the
+    working folder, but those in the configs that ship belong to the project."""
+    shipped = _SHIPPED in Path(os.path.abspath(where)).parents and Path.cwd() != PROJECT
+    relative = isinstance(path, str) and path and not os.path.isabs(path)
+    return str(PROJECT / path) if shipped and relative else path
 
 
 def parse_dataclass(cls: type[T], raw: Any, where: str) -> T:
@@ -171,7 +238,7 @@ def _convert_scalar(value: Any, hint: type, where: str) -> Any:
     if hint is float and not isinstance(value, bool):
         try:  # YAML 1.1 reads 1e-4 (no dot) as a string
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if math.isfinite(number):
             return number
@@ -197,9 +264,13 @@ def _type_name(hint: Any) -> str:
     return _TYPE_NAMES.get(hint, getattr(hint, "__name__", str(hint)))
 
 
+_SHOWN = 200  # characters of a value in a message
+
+
 def _describe(value: Any) -> str:
     if value is None:
         return "nothing"
     if isinstance(value, Mapping):
         return "keys and values"
-    return repr(value)
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -25,6 +25,7 @@ _START_TIMEOUT = timedelta(minutes=30)  # until all ranks have come up
 _SILENCE_SECONDS = 30 * 60  # a rank that says nothing for so long is given up
 _BEAT_SECONDS = 5.0
 _POLL_SECONDS = 0.2
+_COMPANIONS = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # of WORLD_SIZE
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,23 @@ def was_restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
+def _world_size() -> int:
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f'WORLD_SIZE is "{text}", expected a whole number from 1 up')
+    return int(text)
+
+
 def join_world() -> World:
     """The world that torchrun's environment variables describe; of one without them."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if _world_size() == 1:
         return World()
+    missing = [name for name in _COMPANIONS if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE is {_world_size()}, but not set are {', '.join(missing)}; start the job "
+            "by torchrun, or unset WORLD_SIZE for a single process"
+        )
     store, rank, size = next(dist.rendezvous("env://", timeout=_START_TIMEOUT))
     return World(store, rank, size)
 
@@ -149,7 +162,7 @@ def local_device(name: str) -> str:
 
     Raises UserError where a device is named that all of them would share.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or name == "cpu":
+    if _world_size() == 1 or name == "cpu":
         return name
     if name.startswith("cuda:"):
         raise UserError(

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from data.dataloader import DATASETS
+from data.masks import MaskConfig
 from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.measurements import OPERATORS
 from guided_diffusion.noise_models import NOISES
 from guided_diffusion.unet import UNetConfig
 from util.config import Component, dataclass_keys
 from util.hashing import path_mark
-from util.img_utils import MaskConfig
 from util.registry import ConfigKey, Registry
 from util.run_config import DiffusionConfig, RunConfig
 
@@ -37,6 +37,7 @@ def effective_settings(config: RunConfig) -> dict[str, Any]:
             "operator": _component(OPERATORS, task.operator),
             "noise": _component(NOISES, task.noise),
             "mask_opt": None if task.mask_opt is None else _mask(task.mask_opt),
+            **_kept(config),
         },
     }
 
@@ -59,8 +60,24 @@ def _diffusion(diffusion: DiffusionConfig) -> dict[str, Any]:
     return settings
 
 
+def _kept(config: RunConfig) -> dict[str, Any]:
+    """That known pixels are copied into the results, where they are; results from before it was
+    done stay valid where it is not."""
+    task = config.task
+    if task.operator.name != "inpainting":
+        return {}
+    sigma = 0.0 if task.noise.name == "clean" else task.noise.settings(NOISES).get("sigma")
+    measured = task.data.name == "measurements"
+    return (
+        {"keep_known": True} if (task.mask_opt or MaskConfig()).keeps_known(sigma, measured) else {}
+    )
+
+
 def _mask(mask: MaskConfig) -> dict[str, Any]:
     settings = dataclasses.asdict(mask)
+    del settings["keep_known"]  # see _kept
+    if mask.mask_is == "kept":
+        del settings["mask_is"]
     if mask.folder is not None:  # a mask in it belongs to its image, like the image's own file
         return {**settings, "mask": "a folder"}
     return _contents(settings, dataclass_keys(MaskConfig))
@@ -71,7 +88,9 @@ def _component(registry: Registry[Any], component: Component) -> dict[str, Any]:
 
 
 def _params(registry: Registry[Any], component: Component) -> dict[str, Any]:
-    return _contents(component.settings(registry), registry.keys(component.name))
+    settings = _contents(component.settings(registry), registry.keys(component.name))
+    settings.pop("kernel_is", None)  # the kernel itself is among what decides the pixels
+    return settings
 
 
 def _contents(settings: Mapping[str, Any], keys: Mapping[str, ConfigKey]) -> dict[str, Any]:

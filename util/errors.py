@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class UnsupportedError(UserError):
     """A method that by its nature cannot do a task; in a table that is a dash, not a failure."""
+
+
+class OutputError(UserError):
+    """Nothing can be written any more: it ends a run, whatever image is being worked on."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -14,10 +14,15 @@ _SHORT = 16  # hex digits of a mark
 
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hex; OSError where it cannot be read."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+        return stream_hash(file)
+
+
+def stream_hash(file: BinaryIO) -> str:
+    """SHA-256, in hex, of what is left to read in an open file."""
+    digest = hashlib.sha256()
+    while block := file.read(_BLOCK):
+        digest.update(block)
     return digest.hexdigest()
 
 

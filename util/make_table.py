@@ -18,6 +18,12 @@ interruption: the same command goes on where it stopped. Images are known by the
 photograph is replaced by another of the same name, remove the cache.
 """
 
+if __package__ in (None, ""):  # run by its path: modules are found from the project's folder
+    import os
+    import sys
+
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 import argparse
 import dataclasses
 import io
@@ -100,9 +106,9 @@ class Writer:
 
     def __call__(self, table: TableResult) -> None:
         image = write_figure(self.folder / f"{self.name}.png", table)
-        write(self.folder / f"{self.name}.md", markdown(table, image).encode())
-        write(self.folder / f"{self.name}.tex", latex(table).encode())
-        write(self.folder / f"{self.name}.csv", to_csv(table).encode())
+        write(self.folder / f"{self.name}.md", markdown(table, image))
+        write(self.folder / f"{self.name}.tex", latex(table))
+        write(self.folder / f"{self.name}.csv", to_csv(table))
         lines = [
             f"# {result.cell.row.name}, {result.cell.task.name}\n"
             + result.cell.command(table.spec.seeds[0], table.spec.limit, self.compile)
@@ -110,7 +116,7 @@ class Writer:
             for result in row
             if result.cell.row.method
         ]
-        write(self.folder / f"{self.name}_commands.txt", ("\n".join(lines) + "\n").encode())
+        write(self.folder / f"{self.name}_commands.txt", "\n".join(lines) + "\n")
 
 
 def write_figure(path: Path, table: TableResult) -> str | None:
@@ -124,7 +130,9 @@ def write_figure(path: Path, table: TableResult) -> str | None:
     return path.name
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes | str) -> None:
+    """Write a whole file; what of a file's name is no UTF-8 is escaped in text."""
+    data = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_atomically(path, lambda file: file.write(data))
@@ -166,7 +174,7 @@ def report(
                 "    " + cell.command(table.spec.seeds[0], table.spec.limit, compile),
                 "",
             ]
-    write(path, "\n".join(parts).encode())
+    write(path, "\n".join(parts))
     get_logger().info("wrote %s", path)
 
 
@@ -178,9 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(args, device)
     runner = Runner(Path(args.cache), device, args.dry_run, args.compile)
     made = []
+    # What the last table needs is missed before the first one runs.
+    scorers = [Scorer(spec.metrics, options) for _, spec in specs]
     try:
-        for name, spec in specs:
-            scorer = Scorer(spec.metrics, options)
+        for (name, spec), scorer in zip(specs, scorers, strict=True):
             table = run_table(spec, runner, scorer, Writer(Path(args.out), name, args.compile))
             made.append((name, table))
             print(markdown(table))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from util.errors import UserError
+from util.errors import OutputError, UserError
 from util.hashing import settings_hash
 
 _SHOWN_DIFFERENCES = 3
@@ -36,6 +36,7 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)  # where there is a label
     error: str | None = None
     source: dict[str, Any] = field(default_factory=dict)  # see Sources.mark
+    files: dict[str, Any] = field(default_factory=dict)  # see Results.marks
 
     @property
     def done(self) -> bool:
@@ -43,7 +44,6 @@ class Record:
 
 
 _FIELDS = {f.name for f in dataclasses.fields(Record)}
-_REQUIRED = {"file", "config", "seed", "time"}
 
 
 class Manifest:
@@ -73,22 +73,68 @@ class Manifest:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise UserError(
+            raise OutputError(
                 f"{self.path}: cannot be written ({error.strerror or error}); free some space or "
                 "choose another --save_dir"
             ) from None
 
 
 def read_records(root: Path, config: str) -> dict[str, Record]:
-    """The latest record of every image that was restored with the settings `config`, by name."""
+    """The latest record of every image that was restored with the settings `config`, by name.
+
+    In one file the last line counts. Between the files of several ranks the later time does; none
+    can be later than its file was written to, whatever a clock said.
+    """
     records: dict[str, Record] = {}
-    for line in _lines(root):
-        if line.keys() >= _REQUIRED and line["config"] == config:
-            record = Record(**{k: v for k, v in line.items() if k in _FIELDS})
-            known = records.get(record.file)
+    for path in _files(root):
+        own: dict[str, Record] = {}
+        for line in _lines_of(path):
+            record = _record(line)
+            if record is not None and record.config == config:
+                own[record.file] = record
+        written = path.stat().st_mtime
+        for name, record in own.items():
+            record = dataclasses.replace(record, time=min(record.time, written))
+            known = records.get(name)
             if known is None or record.time >= known.time:
-                records[record.file] = record
+                records[name] = record
     return records
+
+
+def _record(line: Mapping[str, Any]) -> Record | None:
+    """The record that a line holds; None where it holds another thing, or values of other types
+    than a record has."""
+    try:
+        record = Record(**{k: v for k, v in line.items() if k in _FIELDS})
+    except TypeError:  # a field is missing
+        return None
+    numbers = (
+        [record.time, record.seconds, *record.metrics.values()]
+        if _is_map(record.metrics)
+        else [None]
+    )
+    optional = [record.residual, record.expected_residual]
+    right = (
+        isinstance(record.file, str)
+        and record.file
+        and isinstance(record.config, str)
+        and (record.error is None or isinstance(record.error, str))
+        and all(map(_is_number, numbers))
+        and all(value is None or _is_number(value) for value in optional)
+        and _is_map(record.source)
+        and all(map(_is_map, record.source.values()))
+        and _is_map(record.files)
+        and all(map(_is_map, record.files.values()))
+    )
+    return record if right else None
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_settings(root: Path, settings: Mapping[str, Any]) -> bool:
@@ -99,7 +145,7 @@ def check_settings(root: Path, settings: Mapping[str, Any]) -> bool:
     config = settings_hash(settings)
     begun = False
     for line in _lines(root):
-        if line.get("config") != config and "file" in line:
+        if line.get("config") != config and _record(line) is not None:
             raise UserError(
                 f"{root}: holds results of other settings ({_differences(root, line, settings)}). "
                 "To replace them use --overwrite, to keep them another --save_dir"
@@ -110,7 +156,7 @@ def check_settings(root: Path, settings: Mapping[str, Any]) -> bool:
 
 def recorded_names(root: Path) -> set[str]:
     """Names of all images that were recorded, whatever the settings and whether done or not."""
-    return {str(line["file"]) for line in _lines(root) if "file" in line}
+    return {record.file for line in _lines(root) if (record := _record(line)) is not None}
 
 
 def forget(root: Path) -> None:
@@ -158,16 +204,21 @@ def _files(root: Path) -> list[Path]:
 
 
 def _lines(root: Path) -> Iterator[dict[str, Any]]:
-    """All whole lines of all manifests; torn ones are passed over."""
+    """All whole lines of all manifests."""
     for path in _files(root):
+        yield from _lines_of(path)
+
+
+def _lines_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of one manifest; torn and foreign ones are passed over."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    for raw in text.splitlines():
         try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-        for raw in text.splitlines():
-            try:
-                line = json.loads(raw)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and "config" in line:
-                yield line
+            line = json.loads(raw)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and isinstance(line.get("config"), str):
+            yield line

@@ -53,6 +53,7 @@ def result_settings(
         "device": settings.device.type,
         "precision": precision,
         "grey": settings.grey,
+        **({"output_depth": settings.output_depth} if settings.output_depth != 8 else {}),
         "model": {**model, "checkpoint": path_mark(config.model.model_path)},
         "diffusion": effective["diffusion"],
         "task": {
@@ -61,6 +62,22 @@ def result_settings(
             "operator": {**task["operator"], **arrays},
         },
     }
+
+
+def least_bytes(
+    settings: Settings, dataset: Dataset, operator: Operator, images: int, steps: int
+) -> int:
+    """What so many results take on the disk at least: the measurements as floats, which do not
+    compress, and of the recorded steps the noisy images.
+
+    0 where images have any size, which is not known beforehand.
+    """
+    if dataset.fit in ("pad", "tile"):
+        return 0
+    side = dataset.image_size
+    values = 3 * (side // getattr(operator, "scale_factor", 1)) ** 2
+    recorded = sum(settings.record.due(t) for t in range(steps))
+    return images * (4 * values + recorded * 3 * side**2)
 
 
 def make_plan(
@@ -122,5 +139,4 @@ def _check_owners(results: Results, records: Mapping[str, Record], names: Sequen
 def _finished(results: Results, sources: Sources, name: str, record: Record | None) -> bool:
     if record is None or not record.done:
         return False
-    there = results.holds(output_name(name), bool(record.metrics))
-    return there and sources.unchanged(name, record.source)
+    return results.holds(record) and sources.unchanged(name, record.source)

@@ -13,11 +13,12 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from data.dataloader import Dataset, output_name
+from data.dataloader import Dataset, Photograph, output_name
+from data.masks import MaskConfig
 from guided_diffusion.condition_methods import Problem, WholeImage
 from guided_diffusion.framing import Frame, FramedOperator, cut_border
 from guided_diffusion.measurements import OPERATORS, Inpainting, Operator, OperatorContext
-from guided_diffusion.noise_models import NOISES, NoiseModel
+from guided_diffusion.noise_models import NOISES, Clean, NoiseModel
 from guided_diffusion.sampling import Prior
 from guided_diffusion.tiling import TiledModel, Tiling, WindowExtent, distance_factor
 from util.errors import UserError
@@ -43,6 +44,8 @@ class Case:
     label: Tensor | None  # [3, H, W] on the CPU; None: there is none
     grey: bool  # the source has no colour channels
     known: Tensor | None  # 1 where y holds a measurement, [C, h, w]; None: everywhere
+    dpi: tuple[float, float] | None = None  # of the source
+    keep_known: bool = False  # the known pixels of y are those of the result
     source: Mapping[str, Any] = field(default_factory=dict)  # see Sources.mark
 
     @property
@@ -75,6 +78,15 @@ class Batch:
         """The images [B, 3, H, W] in the sampler's x [B, 3, H', W']."""
         return self.frame.cut(x)
 
+    def results(self, x: Tensor) -> Tensor:
+        """The same, with the known pixels of the measurement where they are to be kept."""
+        return torch.stack(
+            [
+                torch.where(case.operator.masks[0] > 0, case.y, image) if case.keep_known else image
+                for image, case in zip(self.finish(x), self.cases, strict=True)
+            ]
+        )
+
     def residuals(self, x: Tensor) -> list["Residual"]:
         """How well the sampler's x [B, 3, H', W'], clamped as it is saved, fits each y."""
         problem = self.problem
@@ -82,7 +94,7 @@ class Batch:
             difference = problem.y - problem.operator(x.clamp(-1, 1))
         norms = difference.flatten(1).norm(dim=1).tolist()
         known = torch.ones_like(problem.y) if problem.known is None else problem.known
-        expected = problem.noiser.expected_distance(known).tolist()
+        expected = problem.noiser.expected_norm(known, y=problem.y).tolist()
         return [Residual(norm, noise or None) for norm, noise in zip(norms, expected, strict=True)]
 
 
@@ -114,6 +126,11 @@ class Residual:
         return ""
 
 
+def _is_constant(values: Tensor) -> bool:
+    """Whether all pixels of values [C, n] are the same."""
+    return bool((values == values[:, :1]).all()) if values.numel() else True
+
+
 class ProblemBuilder:
     """Measures the images of `dataset` and poses them as problems.
 
@@ -132,6 +149,7 @@ class ProblemBuilder:
         self.size = config.model.unet.image_size
         self.noiser: NoiseModel = config.task.noise.build(NOISES)
         self.operator = lru_cache(maxsize=4)(self._operator)
+        self._mask_told = False
         self._in_use: WeakValueDictionary[tuple[int, int], Operator] = WeakValueDictionary()
         any_size = dataset.fit in ("pad", "tile")
         side = max(self.size, _PROBED_SIDE) if any_size else self.size
@@ -172,42 +190,86 @@ class ProblemBuilder:
             getattr(self.noiser, "sigma", "not given"),
         )
 
-    def measure(self, name: str, image: Tensor) -> Case:
-        """The image [3, H, W] called `name` as the data set gave it, measured unless it is a
-        measurement; UserError where its mask or its size is not fit."""
-        label, image = image, image.to(self.device)
+    def measure(self, name: str, photograph: Photograph) -> Case:
+        """The image called `name` as the data set gave it, measured unless it is a measurement;
+        UserError where its mask or its size is not fit."""
         key = ImageKey(self.seed, name)
         if self.dataset.measured:
-            return self._measured(key, image)
+            return self._measured(key, photograph)
+        image = photograph.image.to(self.device)
         operator = self.operator(*image.shape[-2:]).bind([key])
         clean = operator(image[None])[0]
         y = self.noiser(clean, key.numpy("noise"))
-        return Case(key, y, operator, label, self.dataset.is_grey(name), None)
+        return Case(
+            key,
+            y,
+            operator,
+            photograph.image,
+            photograph.grey,
+            None,
+            photograph.dpi,
+            self._keeps_known(operator),
+        )
 
-    def _measured(self, key: ImageKey, y: Tensor) -> Case:
-        grey = self.dataset.is_grey(key.name)
+    def _keeps_known(self, operator: Operator) -> bool:
+        if not isinstance(operator, Inpainting):
+            return False
+        sigma = getattr(self.noiser, "sigma", 0.0 if isinstance(self.noiser, Clean) else None)
+        mask_opt = self.config.task.mask_opt or MaskConfig()
+        return mask_opt.keeps_known(sigma, self.dataset.measured)
+
+    def _measured(self, key: ImageKey, photograph: Photograph) -> Case:
+        y = photograph.image.to(self.device)
         factor = getattr(self.probe, "scale_factor", 1)
         operator = self.operator(*(side * factor for side in y.shape[-2:]))
         known = None
         if isinstance(operator, Inpainting):
-            operator = self._with_mask(operator, key)
+            if photograph.stored is not None:
+                y = photograph.stored.to(self.device)
+            operator = self._with_mask(operator, key, photograph)
+            self._tell_mask(key.name, y, operator.masks[0])
             # What the file holds at missing pixels means nothing.
             y, known = operator(y[None])[0], operator(torch.ones_like(y)[None])[0]
-        else:
-            y = self.dataset.on_white(key.name, y)
         inside = cut_border(y if known is None else known, self.dataset.border)
         if known is not None and not inside.any():
             raise UserError(f"{key.name}: the mask leaves no pixel; nothing is known of it")
-        return Case(key, y, operator, None, grey, known)
+        keep = self._keeps_known(operator)
+        return Case(key, y, operator, None, photograph.grey, known, photograph.dpi, keep)
 
-    def _with_mask(self, operator: Inpainting, key: ImageKey) -> Inpainting:
+    def _with_mask(self, operator: Inpainting, key: ImageKey, photograph: Photograph) -> Inpainting:
         """The operator with this image's mask: from mask_opt.mask, or the alpha channel."""
         mask_opt = operator.context.mask
         if mask_opt is not None and mask_opt.mask is not None:
             return operator.bind([key])
-        mask = self.dataset.known(key.name)
-        masks = operator.context.tensor(mask[None, None])
+        if photograph.opaque is None:
+            raise UserError(
+                f"{key.name}: no alpha channel says which pixels are missing; give --masks, or "
+                "save it with the missing parts transparent"
+            )
+        masks = operator.context.tensor(photograph.opaque[None, None])
         return Inpainting(context=operator.context, masks=masks)
+
+    def _tell_mask(self, name: str, y: Tensor, mask: Tensor) -> None:
+        """Say, once a run, how the mask was read; warn where the photograph speaks against it.
+
+        y [C, H, W], mask [1, H, W], 1 where kept
+        """
+        kept = mask[0] > 0
+        mask_opt = self.config.task.mask_opt
+        given = mask_opt is not None and mask_opt.mask is not None
+        if not self._mask_told:
+            self._mask_told = True
+            how = f"white is {mask_opt.mask_is} (--mask_is)" if given else "opaque is kept"
+            share = 100 * kept.float().mean()
+            get_logger().info("masks: %s; of %s %.1f %% are kept", how, name, share)
+        inside, outside = y[:, kept], y[:, ~kept]
+        if given and _is_constant(inside) and outside.numel() and not _is_constant(outside):
+            other = "damage" if mask_opt.mask_is == "kept" else "kept"
+            get_logger().warning(
+                "%s: all pixels that the mask keeps have one colour, and those that it drops have "
+                "not; if white means the opposite, use --mask_is %s",
+                *(name, other),
+            )
 
     def pose(self, cases: list[Case], prior: Prior) -> Batch:
         """The problem of `cases`, all of one size, for `prior`."""

@@ -16,7 +16,6 @@ from util.errors import UserError
 from util.results import QUANTITIES, Results
 
 FILMS = ("gif", "mp4")
-IMAGES_BY_DEFAULT = 10  # per restored image
 _FRAME_SECONDS = 0.12
 _LAST_FRAMES = 12  # the result is held for so many frames
 
@@ -32,14 +31,12 @@ class RecordOptions:
         return self.every > 0 and t % self.every == 0
 
 
-def parse_record(text: str | None, steps: int) -> RecordOptions:
-    """`every=N[,gif|mp4]` or `none`; left out: about ten images in `steps` steps.
+def parse_record(text: str | None) -> RecordOptions:
+    """`every=N[,gif|mp4]`, or `none`, which is the same as leaving it out.
 
     Raises UserError for anything else, and for mp4 without its package.
     """
-    if text is None:
-        return RecordOptions(max(1, steps // IMAGES_BY_DEFAULT))
-    if text == "none":
+    if text is None or text == "none":
         return RecordOptions()
     key, _, rest = text.partition("=")
     number, *films = rest.split(",")

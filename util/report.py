@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from data.dataloader import output_name
 from util.compute_metric import RUN_METRICS
+from util.files import read_bytes
 from util.manifest import read_records
 from util.metrics.base import get_metric
 from util.results import Results, Row, means_of
@@ -41,14 +42,14 @@ def final_report(results: Results, config: str, names: Sequence[str]) -> Outcome
     rows = [
         Row(output_name(r.file), r.metrics, r.residual, r.expected_residual, r.seconds)
         for r in records.values()
-        if r.done and results.holds(output_name(r.file), bool(r.metrics))
+        if r.done and results.holds(r)
     ]
     failed = {n: records[n].error for n in names if n in records and not records[n].done}
     there = {row.name for row in rows}
     missing = [n for n in names if n not in failed and output_name(n) not in there]
     outcome = Outcome(rows, failed, missing)
     results.save_report(rows)
-    config_text = (results.root / "config.yaml").read_text(encoding="utf-8")
+    config_text = read_bytes(results.root / "config.yaml").decode(errors="replace")
     page = report_page(f"Restored: {results.root.name}", rows, failed, config_text)
     results.save_text("report.html", page)
     return outcome

@@ -1,8 +1,11 @@
 """Restore the images of a data set, batch by batch: read, measure, sample, save, record."""
 
 import dataclasses
+import functools
+import logging
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.dataloader import Dataset
+from data.dataloader import Dataset, Photograph
 from guided_diffusion.condition_methods import CONDITIONING, ConditioningMethod, StepResult
-from guided_diffusion.measurements import Operator
+from guided_diffusion.measurements import KernelBlur, Operator
 from guided_diffusion.precision import uncompiled
 from guided_diffusion.sampling import Prior, sample
 from util.background import Background
 from util.batching import fitting_batch, is_out_of_memory, release_memory
 from util.distributed import World
-from util.errors import UnsupportedError, UserError
-from util.interrupt import StopRequest
+from util.errors import OutputError, UserError
+from util.interrupt import Interrupted, StopRequest
 from util.logger import get_logger
 from util.manifest import Manifest, Record
 from util.metrics.base import get_metric
@@ -27,13 +30,14 @@ from util.problems import Batch, Case, ProblemBuilder, Residual
 from util.progress import Progress
 from util.randomness import ImageKey, PerImageNoise
 from util.recording import Recorder, RecordOptions
-from util.results import Results
+from util.results import PictureForm, Results
 from util.run_config import RunConfig
 from util.sources import Sources
 
 OUT_OF_MEMORY = "out of memory"  # how the reason of such a failure begins
 NOT_FINITE = "the sample is not finite"
 _NO_MEMORY = object()
+_READINGS = 3  # of an image whose files change meanwhile
 _READ_AHEAD = 4  # images decoded while others are restored
 _MOST_WAITING = 4  # batches that images of several sizes may fill in memory
 
@@ -47,6 +51,7 @@ class Settings:
     record: RecordOptions = field(default_factory=RecordOptions)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     grey: bool = False  # save images whose source is grey as grey
+    output_depth: int = 8  # bits of a value of the restored images, 8 or 16
     # Seed of the measurement (kernel, mask, noise); None: `seed`. Fixed, it lets one measurement
     # be restored several times.
     measurement_seed: int | None = None
@@ -68,6 +73,15 @@ class _Finished:
     arrays: Sequence[dict[str, np.ndarray]]  # masks, by image
     recorder: Recorder
     seconds: float  # per image
+
+
+def _reason(error: Exception) -> str:
+    """Why an image failed, in one line; what is our own fault also as a traceback for --verbose."""
+    if isinstance(error, UserError):
+        return str(error)
+    get_logger().debug("%s", "".join(traceback.format_exception(error)))
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first} (--verbose shows where)"
 
 
 class Restoration:
@@ -97,6 +111,7 @@ class Restoration:
         self.manifest = Manifest(results.root, self.world.rank)
         self.restored: list[str] = []
         self.failed: dict[str, str] = {}  # name -> reason
+        self._kernel_shown = False
         self._sizes: dict[tuple[int, int], int] = {}  # of batches, by the size of the image
 
     def run(self, names: Sequence[str], config_hash: str, images: int | None = None) -> None:
@@ -104,9 +119,9 @@ class Restoration:
 
         config_hash: of the settings that decide the pixels, for the records
 
-        An image that cannot be read, or whose sample is not finite, is recorded as failed and
-        left out. Raises Interrupted after a signal and UserError where nothing can be written;
-        everything finished before is recorded.
+        An image that cannot be read or restored, or whose sample is not finite, is recorded as
+        failed and left out. Raises Interrupted after a signal and OutputError where nothing can be
+        written; everything finished before is recorded.
         """
         self.config_hash = config_hash
         steps = self.method.first_step(self.prior.diffusion) + 1
@@ -123,7 +138,7 @@ class Restoration:
     def _batches(self, names: Sequence[str]) -> Iterator[list[Case]]:
         """Readable images in batches of one size; the others are recorded as failed."""
         waiting: dict[tuple[int, int], list[Case]] = {}  # by size
-        ahead = self.background.ahead(self.dataset.load, names, _READ_AHEAD)
+        ahead = self.background.ahead(self._read, names, _READ_AHEAD)
         for position, (name, load) in enumerate(ahead):
             self.stop.check()
             case = self._case(name, load)
@@ -143,25 +158,36 @@ class Restoration:
 
     def _second_try(self, name: str) -> Case | None:
         release_memory(self.settings.device)
-        case = self._case(name, lambda: self.dataset.load(name))
+        case = self._case(name, lambda: self._read(name))
         if case is not _NO_MEMORY:
             return case
         self._fail(name, f"{OUT_OF_MEMORY} when it was read and measured; use a smaller image")
         release_memory(self.settings.device)
         return None
 
-    def _case(self, name: str, load: Any) -> Any:
-        """The image called `name` that load() gives, measured: a Case; None if that cannot be
+    def _read(self, name: str) -> tuple[Photograph, dict[str, Any]]:
+        """The image called `name`, and what marks the files that it is made from; the mark is
+        taken before, so that `_case` can tell whether they changed meanwhile."""
+        mark = self.sources.mark(name)
+        return self.dataset.read(name), mark
+
+    def _case(self, name: str, read: Callable[[], tuple[Photograph, dict[str, Any]]]) -> Any:
+        """The image called `name` that read() gives, measured: a Case; None if that cannot be
         done, _NO_MEMORY if not now."""
         try:
-            source = self.sources.mark(name)
-            return dataclasses.replace(self.builder.measure(name, load()), source=source)
-        except UserError as error:
-            self._fail(name, str(error))
-        except Exception as error:  # decoders of damaged files raise whatever they like
+            for _ in range(_READINGS):
+                photograph, mark = read()
+                case = dataclasses.replace(self.builder.measure(name, photograph), source=mark)
+                if self.sources.unchanged(name, mark):
+                    return case
+                read = functools.partial(self._read, name)
+            self._fail(name, f"{name}: changes while it is read")
+        except OutputError:
+            raise
+        except Exception as error:
             if is_out_of_memory(error):
                 return _NO_MEMORY
-            self._fail(name, f"{name}: cannot be read ({type(error).__name__}: {error})")
+            self._fail(name, _reason(error))
         return None
 
     def _batch_size(self, case: Case, remaining: int) -> int:
@@ -182,24 +208,22 @@ class Restoration:
                 self._sizes[case.size] = self.settings.batch_size or fitting_batch(
                     try_steps, self.settings.device, remaining
                 )
-            except UnsupportedError:  # of this image alone; restoring it will say so
+            except OutputError:
+                raise
+            except Exception:  # of this image perhaps alone; restoring it will say so
                 return 1
         return self._sizes[case.size]
 
     def _restore(self, cases: Sequence[Case]) -> None:
-        """Restore a batch; where memory runs out, its halves one after the other. Images that
-        the method cannot restore at their size are recorded as failed."""
+        """Restore a batch; where memory runs out, its halves one after the other, and where
+        anything else goes wrong, its images one by one, so that an image which cannot be restored
+        fails alone."""
         try:
             finished = self._restore_whole(cases)
-        except UnsupportedError as error:  # this image's size or mask, not the task as such
-            self.progress.forget_steps(len(cases))
-            for case in cases:
-                self._fail(case.key.name, str(error), case)
-            return
+        except (OutputError, Interrupted):
+            raise
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            finished = None
+            finished, memory, reason = None, is_out_of_memory(error), _reason(error)
         if finished is not None:
             self.background.submit(self._save, finished)
             return
@@ -207,15 +231,18 @@ class Restoration:
         release_memory(self.settings.device)
         self.progress.forget_steps(len(cases))
         if len(cases) == 1:
-            reason = f"{OUT_OF_MEMORY} with one image at a time; use a smaller model or image"
+            if memory:
+                reason = f"{OUT_OF_MEMORY} with one image at a time; use a smaller model or image"
             self._fail(cases[0].key.name, reason, cases[0])
             return
-        half = len(cases) // 2
-        get_logger().warning("out of memory with %d images at a time; trying %d", len(cases), half)
-        self._sizes[cases[0].size] = half
-        for part in (cases[:half], cases[half : 2 * half], cases[2 * half :]):
-            if part:
-                self._restore(part)
+        size = len(cases) // 2 if memory else 1
+        if memory:
+            get_logger().warning(
+                "out of memory with %d images at a time; trying %d", len(cases), size
+            )
+            self._sizes[cases[0].size] = size
+        for start in range(0, len(cases), size):
+            self._restore(cases[start : start + size])
 
     def _pose(self, cases: Sequence[Case], prior: Prior) -> tuple[Batch, PerImageNoise]:
         keys = [ImageKey(self.settings.seed, case.key.name) for case in cases]
@@ -225,6 +252,7 @@ class Restoration:
     def _restore_whole(self, cases: Sequence[Case]) -> "_Finished":
         started = time.perf_counter()
         batch, noise = self._pose(cases, self.prior)
+        self._show_kernel(cases[0])
         outputs = [case.output for case in cases]
         record, submit = self.settings.record, self.background.submit
         recorder = Recorder(self.results, outputs, record, batch.finish, submit)
@@ -238,7 +266,7 @@ class Restoration:
         x = sample(batch.prior, self.method, batch.problem, noise, after_step)
         return _Finished(
             batch.cases,
-            batch.finish(x).cpu(),
+            batch.results(x).cpu(),
             batch.residuals(x),
             batch.y.cpu(),
             batch.operator.view(batch.y).cpu(),
@@ -247,26 +275,51 @@ class Restoration:
             (time.perf_counter() - started) / len(cases),
         )
 
+    def _show_kernel(self, case: Case) -> None:
+        """With --verbose, once: a measurement restored classically with the kernel of its file and
+        with the same turned round. The residual cannot tell them apart; a look can."""
+        operator = case.operator
+        if not self.dataset.measured or not isinstance(operator, KernelBlur) or self._kernel_shown:
+            return
+        self._kernel_shown = True
+        if not get_logger().isEnabledFor(logging.DEBUG):
+            return
+        turned = KernelBlur(operator.context, operator.kernel[::-1, ::-1])
+        for kind, blur in (("as_read", operator), ("turned", turned)):
+            self.results.save_image(f"kernel_{kind}", case.output, blur.classical(case.y[None])[0])
+        get_logger().debug(
+            "look at kernel_as_read/%s.png and kernel_turned/%s.png: the sharper one tells which "
+            "--kernel_is is right",
+            *(case.output, case.output),
+        )
+
     def _save(self, done: "_Finished") -> None:
         """Files first, then the record, so that what is recorded is there."""
-        for case, measurement, view in zip(done.cases, done.y, done.views, strict=True):
-            self.results.save_measurement(case.output, measurement, view)
-        for case, arrays in zip(done.cases, done.arrays, strict=False):
-            for stem, array in arrays.items():
-                self.results.save_mask(case.output, stem, array)
-        for case, image, residual in zip(done.cases, done.images, done.residuals, strict=True):
-            if torch.isfinite(image).all():
-                self._save_film(done.recorder, case)
-                self._save_image(case, image, residual, done.seconds)
-            else:
-                reason = f"{NOT_FINITE}; nothing was saved. Try a smaller conditioning.params.scale"
-                self._fail(case.key.name, reason, case)
+        for i, case in enumerate(done.cases):
+            try:
+                self._save_one(done, i)
+            except (OutputError, MemoryError):
+                raise
+            except Exception as error:  # of a metric, say: it concerns this image alone
+                self._fail(case.key.name, _reason(error), case)
+
+    def _save_one(self, done: "_Finished", i: int) -> None:
+        case, image = done.cases[i], done.images[i]
+        self.results.save_measurement(case.output, done.y[i], done.views[i])
+        for stem, array in (done.arrays[i] if done.arrays else {}).items():
+            self.results.save_mask(case.output, stem, array)
+        if torch.isfinite(image).all():
+            self._save_film(done.recorder, case)
+            self._save_image(case, image, done.residuals[i], done.seconds)
+        else:
+            reason = f"{NOT_FINITE}; nothing was saved. Try a smaller conditioning.params.scale"
+            self._fail(case.key.name, reason, case)
 
     def _save_film(self, recorder: Recorder, case: Case) -> None:
         """The film of an image that is about to be saved, with it or without it."""
         try:
             recorder.save_film(case.output)
-        except UserError:  # nothing can be written any more
+        except OutputError:
             raise
         except Exception as error:  # encoders raise whatever they like
             reason = f"{type(error).__name__}: {error}"
@@ -274,10 +327,14 @@ class Restoration:
 
     def _save_image(self, case: Case, image: Tensor, residual: Residual, seconds: float) -> None:
         grey = self.settings.grey and case.grey
-        metrics = self.results.save_restored(case.output, case.label, image, grey)
+        form = PictureForm(grey, self.settings.output_depth, case.dpi)
+        metrics = self.results.save_restored(case.output, case.label, image, form)
         name = case.key.name
         figures = {"residual": residual.norm, "expected_residual": residual.expected}
-        self.manifest.append(self._record(name, case, seconds=seconds, metrics=metrics, **figures))
+        files = self.results.marks(case.output)
+        self.manifest.append(
+            self._record(name, case, seconds=seconds, metrics=metrics, files=files, **figures)
+        )
         self.restored.append(name)
         text = [f"{get_metric(m).title} {get_metric(m).text(v)}" for m, v in metrics.items()]
         self.progress.finish(name, ", ".join([*text, f"residual {residual.norm:.3f}"]))
@@ -285,6 +342,8 @@ class Restoration:
             get_logger().warning("%s: %s", name, residual.misfit)
 
     def _fail(self, name: str, reason: str, case: Case | None = None) -> None:
+        for known in (name, self.dataset.path(name)):  # every line begins with the name
+            reason = reason.removeprefix(f"{known}: ")
         self.manifest.append(self._record(name, case, error=reason))
         self.failed[name] = reason
         self.progress.fail(name, reason)

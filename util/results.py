@@ -2,7 +2,9 @@
 
 import csv
 import io
+import os
 import platform
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,13 +16,19 @@ import yaml
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from data.dataloader import output_name
+from data.image_files import eight_bit, encode_png, read_image
 from util.atomic import save_atomically
 from util.compute_metric import RUN_METRICS, decimal, run_metrics
-from util.errors import UserError
+from util.errors import OutputError, UserError
+from util.files import file_mark, same_file, shown
 from util.img_utils import to_pixels
+from util.logger import get_logger
+from util.manifest import Record
 
 SHEET_ROWS = 16  # a contact sheet shows this many images at most
 QUANTITIES = ("x_t", "x0_hat")  # of progress images
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _KINDS = ("input", "recon", "label", "mask")  # images of one image
 _SHEET_CELL = 512  # pixels; larger images are shrunk
 _SHEET_GAP = 8
@@ -42,6 +50,15 @@ class Row:
         return self.metrics.get(column) if column in RUN_METRICS else getattr(self, column)
 
 
+@dataclass(frozen=True)
+class PictureForm:
+    """How a restored image is saved."""
+
+    grey: bool = False  # with one channel
+    depth: int = 8  # bits of a value, 8 or 16
+    dpi: tuple[float, float] | None = None  # pixels an inch, across and down
+
+
 @dataclass
 class Results:
     """Files of one run below `<save_dir>/<operator>`.
@@ -56,15 +73,27 @@ class Results:
         """Where the `kind` file of the image called `name` (no ending) lies."""
         return self.root / kind / (name + suffix)
 
-    def holds(self, name: str, labelled: bool) -> bool:
-        """Whether all that belongs to the finished image called `name` (no ending) is there."""
-        kinds = ("input", "recon", "label") if labelled else ("input", "recon")
-        return all(self.path(kind, name).is_file() for kind in kinds)
+    def marks(self, name: str) -> dict[str, Any]:
+        """Size, time and SHA-256 of the files of the image called `name` (no ending), by their
+        paths below the folder."""
+        paths = [p for p in self._files(name) if p.is_file()]
+        return {p.relative_to(self.root).as_posix(): file_mark(p) for p in paths}
+
+    def holds(self, record: Record) -> bool:
+        """Whether all that belongs to a finished image is there, as it was written."""
+        if record.files:
+            paths = {self.root / file: mark for file, mark in record.files.items()}
+            return all(os.path.isfile(p) and same_file(p, mark) for p, mark in paths.items())
+        # Recorded before files were marked: they must be there and end as such files end.
+        name, kinds = output_name(record.file), ("input", "recon", "label")
+        return all(_is_whole(self.path(k, name)) for k in (kinds if record.metrics else kinds[:2]))
+
+    def _files(self, name: str) -> list[Path]:
+        return [*(self.path(kind, name) for kind in _KINDS), self.path("input", name, ".npy")]
 
     def remove(self, name: str) -> None:
         """Remove the files of the image called `name` (no ending), those that are there."""
-        files = [self.path(kind, name) for kind in _KINDS]
-        files.append(self.path("input", name, ".npy"))
+        files = self._files(name)
         progress = self.root / "progress" / name
         files += [p for q in QUANTITIES for p in progress.glob(f"{q}_*.png")]
         files += progress.glob("film.*")
@@ -72,7 +101,20 @@ class Results:
             for file in files:
                 file.unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(f"{file}: cannot be removed ({error.strerror or error})") from None
+            raise OutputError(f"{file}: cannot be removed ({error.strerror or error})") from None
+
+    def check_space(self, needed: int) -> None:
+        """OutputError where less than `needed` bytes are free."""
+        folder = self.root
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OutputError(
+                f"{self.root}: the results take at least {needed / 2**20:,.0f} MiB, and "
+                f"{free / 2**20:,.0f} are free; free some space, choose another --save_dir, or "
+                "restore fewer (--limit) or record less (--record)"
+            )
 
     def save_run(self, config: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         """config.yaml: the exact configs, overrides included, and the settings and versions."""
@@ -105,25 +147,27 @@ class Results:
     def save_progress(self, name: str, quantity: str, step: int, x: Tensor) -> None:
         self._write_image(self.progress_path(name, quantity, step), to_pixels(x))
 
-    def save_image(self, kind: str, name: str, x: Tensor, grey: bool = False) -> np.ndarray:
-        """Save [3, H, W] as `kind`, with one channel if `grey`; returns the pixels [H, W, 3]
-        of the file."""
-        pixels = to_pixels(x.mean(0, keepdim=True).expand_as(x) if grey else x)
-        self._write_image(self.path(kind, name), pixels[..., 0] if grey else pixels)
-        return pixels
+    def save_image(
+        self, kind: str, name: str, x: Tensor, form: PictureForm = PictureForm()
+    ) -> np.ndarray:
+        """Save [3, H, W] as `kind`; returns the pixels [H, W, 3] of the file, uint8."""
+        x = x.mean(0, keepdim=True).expand_as(x) if form.grey else x
+        pixels = to_pixels(x, form.depth)
+        self._write_image(self.path(kind, name), pixels[..., 0] if form.grey else pixels, form.dpi)
+        return eight_bit(pixels)
 
     def save_restored(
-        self, name: str, label: Tensor | None, recon: Tensor, grey: bool = False
+        self, name: str, label: Tensor | None, recon: Tensor, form: PictureForm = PictureForm()
     ) -> dict[str, float]:
         """Restored image and label [3, H, W]; returns the metrics of their 8-bit pixels.
 
         Without a label there are none.
         """
         if label is None:
-            self.save_image("recon", name, recon, grey)
+            self.save_image("recon", name, recon, form)
             return {}
-        label_pixels = self.save_image("label", name, label, grey)
-        pixels = self.save_image("recon", name, recon, grey)
+        label_pixels = self.save_image("label", name, label, form)
+        pixels = self.save_image("recon", name, recon, form)
         return run_metrics(label_pixels, pixels)
 
     def save_report(self, rows: Sequence[Row]) -> None:
@@ -155,10 +199,10 @@ class Results:
         np.save(buffer, array)
         self._write(path, buffer.getvalue())
 
-    def _write_image(self, path: Path, pixels: np.ndarray) -> None:
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format="PNG")
-        self._write(path, buffer.getvalue())
+    def _write_image(
+        self, path: Path, pixels: np.ndarray, dpi: tuple[float, float] | None = None
+    ) -> None:
+        self._write(path, encode_png(pixels, dpi))
 
     def _write(self, path: Path, data: bytes) -> None:
         self.write_file(path, lambda file: file.write(data))
@@ -169,8 +213,8 @@ class Results:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_atomically(path, write)
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror or error}); free some space or "
+            raise OutputError(
+                f"{shown(path)}: cannot be written ({error.strerror or error}); free some space or "
                 "choose another --save_dir. What is finished is kept: the same command goes on"
             ) from None
 
@@ -200,9 +244,22 @@ def _grey(array: np.ndarray) -> np.ndarray:
     return scaled.round().astype(np.uint8)
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a PNG file is there and was written to its end."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return file.read() == _PNG_END
+    except OSError:
+        return False
+
+
 def _thumbnail(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        thumbnail = image.convert("RGB")
+    try:
+        thumbnail = read_image(path)
+    except UserError as error:  # damaged since it was written; the next run makes it again
+        get_logger().warning("%s; left out of the contact sheet", error)
+        return Image.new("RGB", (1, 1), "white")
     thumbnail.thumbnail((_SHEET_CELL, _SHEET_CELL))
     return thumbnail
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import guided_diffusion.peer_methods  # noqa: F401 (registers its methods)
 from data.dataloader import DATASETS
+from data.masks import MaskConfig
 from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.gaussian_diffusion import SAMPLERS, SCHEDULES, GaussianDiffusion
 from guided_diffusion.measurements import OPERATORS
@@ -19,9 +20,8 @@ from guided_diffusion.posterior_mean_variance import (
 )
 from guided_diffusion.unet import UNetConfig
 from util.cli import apply_overrides
-from util.config import Component, convert, parse_component, parse_dataclass, read_yaml
+from util.config import Component, config_path, convert, parse_component, parse_dataclass, read_yaml
 from util.errors import UserError
-from util.img_utils import MaskConfig
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ def load_run_config(
     """Read and check the three files. `overrides` are "SECTION.KEY=VALUE" with SECTION model,
     diffusion or task; the diffusion config's `guidance` comes before them."""
     raw = {
-        "model": read_yaml(model_path),
+        "model": _read_model(model_path),
         "diffusion": read_yaml(diffusion_path),
-        "task": read_yaml(task_path),
+        "task": _read_task(task_path),
     }
     for override in overrides:
         section = override.partition("=")[0].strip().split(".")[0]
@@ -128,8 +128,25 @@ def load_run_config(
     return config
 
 
+def _read_model(path: str | Path) -> dict[str, Any]:
+    raw = read_yaml(path)
+    if "model_path" in raw:
+        raw["model_path"] = config_path(raw["model_path"], path)
+    return raw
+
+
+def _read_task(path: str | Path) -> dict[str, Any]:
+    raw = read_yaml(path)
+    measurement = raw.get("measurement")
+    operator = measurement.get("operator") if isinstance(measurement, dict) else None
+    for section, key in ((raw.get("data"), "root"), (operator, "opt_yml_path")):
+        if isinstance(section, dict) and key in section:
+            section[key] = config_path(section[key], path)
+    return raw
+
+
 def load_model_config(path: str | Path) -> ModelConfig:
-    return _parse_model(read_yaml(path), str(path))
+    return _parse_model(_read_model(path), str(path))
 
 
 def load_diffusion_config(path: str | Path) -> DiffusionConfig:
@@ -208,9 +225,12 @@ def _guide(raw: dict[str, Any], wanted: dict[str, Any]) -> None:
     if "timestep_respacing" in given:
         raw["diffusion"]["timestep_respacing"] = given.pop("timestep_respacing")
     conditioning = raw["task"].setdefault("conditioning", {})
-    conditioning["params"] = {**(conditioning.get("params") or {}), **given}
+    params = conditioning.get("params") or {}
+    if isinstance(params, dict):  # what is not is refused when the task is parsed
+        conditioning["params"] = {**params, **given}
 
 
+_LARGEST_SIGMA = 2.0
 _TASK_KEYS = {"conditioning", "data", "measurement"}
 
 
@@ -221,6 +241,13 @@ def _parse_task(raw: dict[str, Any], where: str) -> TaskConfig:
         task["measurement"], f"{where}: measurement", {"operator", "noise"}, {"mask_opt"}
     )
     mask = measurement.get("mask_opt")
+    noise = _named(NOISES, measurement["noise"], f"{where}: measurement.noise")
+    sigma = noise.params.get("sigma")
+    if isinstance(sigma, float) and sigma > _LARGEST_SIGMA:
+        raise UserError(
+            f"{where}: measurement.noise: sigma {sigma:g} is on the range [-1, 1], where 2 is all "
+            f"there is from black to white; {sigma:g} of 255 levels are {sigma / 127.5:.3g}"
+        )
     return TaskConfig(
         parse_component(
             CONDITIONING,
@@ -230,7 +257,7 @@ def _parse_task(raw: dict[str, Any], where: str) -> TaskConfig:
         ),
         _named(DATASETS, task["data"], f"{where}: data"),
         _named(OPERATORS, measurement["operator"], f"{where}: measurement.operator"),
-        _named(NOISES, measurement["noise"], f"{where}: measurement.noise"),
+        noise,
         None if mask is None else parse_dataclass(MaskConfig, mask, f"{where}: mask_opt"),
     )
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from data.dataloader import Dataset
+from data.masks import MaskConfig, find_mask
 from util.errors import UserError
-from util.hashing import file_hash
-from util.img_utils import MaskConfig, find_mask
+from util.files import file_mark, same_file
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,3 @@ class Sources:
         masks = self.mask_opt.folder if self.mask_opt is not None else None
         if masks is not None:
             yield "mask", find_mask(masks, name)
-
-
-def file_mark(path: Path) -> dict[str, Any]:
-    """Size, time and SHA-256 of a file."""
-    status = path.stat()
-    return {"bytes": status.st_size, "mtime": status.st_mtime_ns, "sha256": file_hash(path)}
-
-
-def same_file(path: Path, mark: Mapping[str, Any]) -> bool:
-    """Whether the file is the marked one; it is read only where its time differs."""
-    if not mark:
-        return True
-    try:
-        status = path.stat()
-        if status.st_size != mark.get("bytes"):
-            return False
-        return status.st_mtime_ns == mark.get("mtime") or file_hash(path) == mark.get("sha256")
-    except OSError:
-        return True

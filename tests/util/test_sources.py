@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image
 
 from data.dataloader import ImageFolder
-from util.img_utils import MaskConfig
-from util.sources import Sources, file_mark, same_file
+from data.masks import MaskConfig
+from util.files import file_mark, same_file
+from util.sources import Sources
 
 
 def test_a_file_is_known_by_its_content(tmp_path):

@@ -30,7 +30,7 @@ class Metric:
     of_runs: computed for every restored image of a run; needs no other package
     of_sets: compares two sets as a whole
     least_images: fewer cannot be compared
-    least_side: of images, in pixels
+    least_side(options): of images, in pixels
     variant(options): what of the options makes it another measure, for heads and caches
     """
 
@@ -42,7 +42,7 @@ class Metric:
     of_runs: bool = False
     of_sets: bool = False
     least_images: int = 1
-    least_side: int = 1
+    least_side: Callable[[MetricOptions], int] = lambda options: 1
     variant: Callable[[MetricOptions], str] = lambda options: ""
 
     @property
@@ -54,9 +54,9 @@ class Metric:
         """The value with its unit, as people read it."""
         return f"{value:.{self.digits}f} {self.unit}".rstrip()
 
-    def is_defined(self, image: np.ndarray) -> bool:
+    def is_defined(self, image: np.ndarray, options: MetricOptions) -> bool:
         """Whether [H, W, 3] is large enough."""
-        return min(image.shape[:2]) >= self.least_side
+        return min(image.shape[:2]) >= self.least_side(options)
 
 
 _METRICS: Registry[Metric] = Registry("metric")

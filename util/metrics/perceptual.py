@@ -26,7 +26,8 @@ from util.logger import get_logger
 from util.metrics.base import Metric, MetricOptions, register
 
 REQUIREMENTS = "pip install -r requirements-metrics.txt"
-LPIPS_NETS = ("vgg", "alex")
+_LEAST_SIDES = {"vgg": 16, "alex": 31}  # of which the deepest layer has a pixel left
+LPIPS_NETS = tuple(_LEAST_SIDES)
 WEIGHTS = (*LPIPS_NETS, "inception")  # names of --weights
 LEAST_IMAGES = 2  # of each set, for FID
 _INCEPTION_BATCH = 16
@@ -259,7 +260,13 @@ def _fid(options: MetricOptions) -> Fid:
 
 register(
     "lpips",
-    Metric("LPIPS", _lpips, higher_is_better=False, variant=lambda options: options.lpips_net),
+    Metric(
+        "LPIPS",
+        _lpips,
+        higher_is_better=False,
+        least_side=lambda options: _LEAST_SIDES[options.lpips_net],
+        variant=lambda options: options.lpips_net,
+    ),
 )
 register(
     "fid",

@@ -19,4 +19,4 @@ def ssim(label: np.ndarray, image: np.ndarray) -> float:
 
 
 register("psnr", Metric("PSNR", lambda options: psnr, "dB", digits=2, of_runs=True))
-register("ssim", Metric("SSIM", lambda options: ssim, of_runs=True, least_side=7))
+register("ssim", Metric("SSIM", lambda options: ssim, of_runs=True, least_side=lambda options: 7))

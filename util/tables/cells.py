@@ -213,7 +213,7 @@ class Runner:
         dataset = self.dataset(config)
         builder = ProblemBuilder(config, dataset, settings.seed_of_measurement, self.device)
         for name in names:
-            case = builder.measure(name, dataset.load(name))
+            case = builder.measure(name, dataset.read(name))
             started = time.perf_counter()
             image = method(case.y[None], case.operator)[0]
             record = ImageRecord(time.perf_counter() - started)

@@ -48,13 +48,13 @@ class CellResult:
             return None
         if metric in self.sets:
             return Mean(float(np.mean(self.sets[metric])), None, len(self.sets[metric]))
-        if metric not in self.values:
+        if not self.values.get(metric):
             return None
         return mean_and_error(list(per_image(self.values[metric]).values()))
 
     def against(self, other: "CellResult", metric: str) -> Paired | None:
         """Paired difference self - other; None where one of them has no values."""
-        if self.problem or other.problem or metric not in self.values:
+        if self.problem or other.problem or not self.values.get(metric):
             return None
         return paired_difference(self.values[metric], other.values[metric])
 
@@ -116,8 +116,10 @@ class Scorer:
             todo = [m for m in self.image_metrics if self._key(m) not in record.metrics]
             if todo:
                 pair = read_pair(run.path("label", name), run.path("recon", name))
-                record.metrics |= {self._key(m): self._functions[m](*pair) for m in todo}
-                changed = True
+                for m in todo:
+                    if get_metric(m).is_defined(pair[0], self.options):
+                        record.metrics[self._key(m)] = self._functions[m](*pair)
+                        changed = True
         for metric in self.set_metrics:
             key = self.set_key(metric, names)
             if key not in run.sets:
@@ -127,8 +129,9 @@ class Scorer:
         if changed:
             run.save()
 
-    def value(self, run: CellRun, name: str, metric: str) -> float:
-        return run.images[name].metrics[self._key(metric)]
+    def value(self, run: CellRun, name: str, metric: str) -> float | None:
+        """None where the image is too small for the metric."""
+        return run.images[name].metrics.get(self._key(metric))
 
     def _key(self, metric: str) -> str:
         variant = get_metric(metric).variant(self.options)
@@ -229,7 +232,8 @@ def _collect(
     scorer.score(run, names)
     for metric in scorer.image_metrics:
         values = result.values.setdefault(metric, {})
-        values |= {(name, seed): scorer.value(run, name, metric) for name in names}
+        found = {(name, seed): scorer.value(run, name, metric) for name in names}
+        values |= {key: value for key, value in found.items() if value is not None}
     for metric in scorer.set_metrics:
         result.sets.setdefault(metric, []).append(run.sets[scorer.set_key(metric, names)])
     for name in names:

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.precision import PRECISIONS
 from util.baselines import BASELINES
-from util.config import parse_dataclass, read_yaml
+from util.config import config_path, parse_dataclass, read_yaml
 from util.effective import effective_settings
 from util.errors import UserError
 from util.hashing import file_hash, settings_hash
@@ -85,6 +85,12 @@ class TableSpec:
 def load_spec(path: str | Path) -> TableSpec:
     """The table in a YAML file; UserError naming what is wrong with it."""
     spec = parse_dataclass(TableSpec, read_yaml(path), str(path))
+    spec = replace(
+        spec,
+        model_config=config_path(spec.model_config, path),
+        diffusion_config=config_path(spec.diffusion_config, path),
+        tasks=[replace(task, config=config_path(task.config, path)) for task in spec.tasks],
+    )
     check_spec(spec, str(path))
     return spec
 

@@ -1,0 +1,422 @@
+"""Image files of any kind as sRGB pixels: depth, colour profile, colour model, transparency and
+orientation.
+
+Pillow reads them, except where it would lose something: 16-bit PNG and the TIFFs of cameras and
+microscopes (planar, 12 bits, floats) go through imagecodecs and tifffile.
+"""
+
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import tifffile
+from PIL import Image, ImageCms, ImageOps
+
+from util.errors import UserError
+from util.files import read_bytes
+from util.logger import get_logger
+
+# Endings of files that are taken, and the formats that are looked for in them, whatever the ending.
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".tga", ".jp2", ".psd", ".avif"),
+    }
+)
+_FORMATS = (
+    *("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "PPM", "GIF", "TGA", "JPEG2000", "PSD", "AVIF"),
+)
+# How files of these formats begin, for those without an ending.
+_BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8", b"RIFF", b"8BPS")
+# Pillow's names for 16-bit grey, by byte order, and 32-bit integers that hold 16-bit values.
+_DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
+_GREY_MODES = _DEEP_MODES | {"1", "L", "LA", "La", "F"}
+_ORIENTATION = 0x0112  # EXIF tag
+_TRANSFORM_FLAGS = 0x0100  # lcms: no tables in place of the profile's curves
+_UNUSED_WHITE = 15  # times the largest value: white that no pixel comes near
+_PNG_HEADER = 33  # bytes of the signature and of the first chunk, IHDR
+_SAME_COLOUR = 1  # levels of 255, by which profiles of the same space differ
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What an image file holds, upright and in sRGB.
+
+    pixels: uint8 or uint16 [H, W, 3]; where `alpha` is not None, not yet put on a background
+    grey: the file has no colour channels
+    alpha: [H, W] like pixels, the largest value is opaque
+    dpi: pixels an inch, across and down, where the file says so
+    """
+
+    pixels: np.ndarray
+    grey: bool = False
+    alpha: np.ndarray | None = None
+    dpi: tuple[float, float] | None = None
+
+    @property
+    def depth(self) -> int:
+        """Bits of a value, 8 or 16."""
+        return self.pixels.itemsize * 8
+
+    @property
+    def opacity(self) -> np.ndarray:
+        """The alpha channel on [0, 1], float32 [H, W]; 1 where there is none."""
+        if self.alpha is None:
+            return np.ones(self.pixels.shape[:2], np.float32)
+        return self.alpha / np.float32(np.iinfo(self.alpha.dtype).max)
+
+    def on_white(self) -> np.ndarray:
+        """The pixels with transparent parts on white."""
+        if self.alpha is None:
+            return self.pixels
+        if self.depth == 8:
+            image, alpha = Image.fromarray(self.pixels), Image.fromarray(self.alpha)
+            return np.asarray(Image.composite(image, Image.new("RGB", image.size, "white"), alpha))
+        white = np.iinfo(self.pixels.dtype).max
+        mixed = white + (self.pixels - np.float32(white)) * self.opacity[..., None]
+        return mixed.round().astype(self.pixels.dtype)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """What a file holds, as it lies there."""
+
+    values: np.ndarray  # [H, W] or [H, W, 3]; integers on [0, white] or floats
+    white: float  # the largest value there can be; 1 for floats
+    alpha: np.ndarray | None = None  # [H, W], the same scale
+    profile: bytes | None = None  # ICC
+    dpi: tuple[float, float] | None = None
+    grey: bool = False
+
+
+def read_picture(path: str | Path) -> Picture:
+    """The first picture in `path`, upright by its EXIF orientation and converted to sRGB.
+
+    Values of more than 8 bits are kept to 16; floats must lie in [0, 1]. Raises UserError for a
+    file that is unreadable, too large to be opened safely, or of unknown range.
+    """
+    decoded = _decode(path)
+    return _deep_picture(decoded, path) if decoded.white != 255 else _picture(decoded, path)
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The image in `path` as 8-bit RGB, transparent parts on white; UserError as above."""
+    return Image.fromarray(eight_bit(read_picture(path).on_white()))
+
+
+def read_values(path: str | Path) -> np.ndarray:
+    """The numbers in a picture that is no photograph, such as a kernel or a mask: float64 [H, W].
+
+    No colour profile applies. Integers are brought to [0, 1], floats stay; colours are weighed
+    as luma (ITU-R BT.601); transparent parts count as zero.
+    """
+    decoded = _decode(path)
+    values = decoded.values / np.float64(decoded.white)
+    if values.ndim == 3:
+        values = values @ np.array([0.299, 0.587, 0.114])
+    return values if decoded.alpha is None else values * (decoded.alpha / decoded.white)
+
+
+def eight_bit(pixels: np.ndarray) -> np.ndarray:
+    """uint16 pixels rounded to uint8; others as they are."""
+    if pixels.dtype != np.uint16:
+        return pixels
+    # In integers, in place of copies as floats: round(p / 257).
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def encode_png(pixels: np.ndarray, dpi: tuple[float, float] | None = None) -> bytes:
+    """uint8 or uint16 sRGB pixels [H, W] or [H, W, 3] as a PNG file that says so."""
+    if pixels.dtype == np.uint8:
+        buffer, extra = io.BytesIO(), {} if dpi is None else {"dpi": dpi}
+        profile = srgb_profile() if pixels.ndim == 3 else None  # of colours
+        Image.fromarray(pixels).save(buffer, format="PNG", icc_profile=profile, **extra)
+        return buffer.getvalue()
+    data = imagecodecs.png_encode(np.ascontiguousarray(pixels))
+    chunks = b""
+    if pixels.ndim == 3:
+        chunks += _png_chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(srgb_profile()))
+    if dpi is not None:
+        per_metre = (round(d / 0.0254) for d in dpi)
+        chunks += _png_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1))
+    return data[:_PNG_HEADER] + chunks + data[_PNG_HEADER:]
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    crc = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file without an ending begins like a picture."""
+    try:
+        with open(path, "rb") as file:
+            return path.is_file() and file.read(8).startswith(_BEGINNINGS)
+    except OSError:
+        return False
+
+
+def _decode(path: str | Path) -> _Decoded:
+    data = read_bytes(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow about odd metadata
+            return _decode_bytes(data, path)
+    except Image.DecompressionBombError:
+        raise _too_large(path) from None
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # decoders of damaged files raise whatever they like
+        reason = str(error).strip() or type(error).__name__
+        raise UserError(f"{path}: not a readable image ({reason.splitlines()[0]})") from None
+
+
+def _decode_bytes(data: bytes, path: str | Path) -> _Decoded:
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except Image.UnidentifiedImageError:
+        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # kinds that Pillow knows not
+            return _decode_tiff(data, path)
+        raise UserError(f"{path}: not a readable image (no format that is known here)") from None
+    with image:
+        _check_pixels(image.width, image.height, path)
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            get_logger().warning("%s: holds %d pictures; the first is taken", path, frames)
+        if image.format == "PNG" and data[24] == 16:
+            return _decode_png16(data, image)
+        if image.format == "TIFF" and _is_special(image):
+            return _decode_tiff(data, path)
+        return _decode_pillow(image)
+
+
+def _check_pixels(width: int, height: int, path: str | Path) -> None:
+    """Pillow itself refuses twice as many pixels and warns before, by a filter that threads
+    share."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise _too_large(path)
+
+
+def _too_large(path: str | Path) -> UserError:
+    return UserError(f"{path}: more pixels than are safe to open ({Image.MAX_IMAGE_PIXELS:,})")
+
+
+def _decode_pillow(image: Image.Image) -> _Decoded:
+    profile, dpi = image.info.get("icc_profile"), _dpi(image)
+    image = ImageOps.exif_transpose(image)
+    grey = image.mode in _GREY_MODES
+    if image.mode in _DEEP_MODES or image.mode == "F":
+        return _Decoded(
+            np.asarray(image), 1.0 if image.mode == "F" else 65535.0, None, profile, dpi, grey
+        )
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = np.asarray(image.getchannel("A"))
+    if image.mode == "CMYK" and profile:
+        return _Decoded(_inks_to_srgb(image, profile), 255, alpha, None, dpi)
+    if image.mode == "L":
+        return _Decoded(np.asarray(image), 255, alpha, profile, dpi, grey)
+    return _Decoded(np.asarray(image.convert("RGB")), 255, alpha, profile, dpi, grey)
+
+
+def _dpi(image: Image.Image) -> tuple[float, float] | None:
+    try:
+        across, down = (float(d) for d in image.info.get("dpi", ()))
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (across, down) if 1 <= across <= 1e5 and 1 <= down <= 1e5 else None
+
+
+def _decode_png16(data: bytes, image: Image.Image) -> _Decoded:
+    values = imagecodecs.png_decode(data)
+    values = values[..., None] if values.ndim == 2 else values
+    values = _upright(values, image.getexif().get(_ORIENTATION, 1))
+    alpha = values[..., -1] if values.shape[2] in (2, 4) else None
+    grey = values.shape[2] < 3
+    profile = image.info.get("icc_profile")
+    colours = values[..., 0] if grey else values[..., :3]
+    return _Decoded(colours, 65535.0, alpha, profile, _dpi(image), grey)
+
+
+def _is_special(image: Image.Image) -> bool:
+    """Whether Pillow reads this TIFF wrongly or not to its full depth: values of more than 8 bits,
+    or planes one after the other."""
+    tags = image.tag_v2
+    bits, planar = tags.get(258, (1,)), tags.get(284, 1)
+    bits = bits if isinstance(bits, tuple) else (bits,)
+    return tags.get(262) in (0, 1, 2) and (max(bits) > 8 or planar == 2)
+
+
+def _decode_tiff(data: bytes, path: str | Path) -> _Decoded:
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages[0]
+        _check_pixels(page.imagewidth, page.imagelength, path)
+        if page.photometric not in (0, 1, 2):
+            raise UserError(
+                f"{path}: a TIFF of {page.bitspersample} bits in {page.photometric.name}; "
+                "save it as RGB"
+            )
+        values, axes = page.asarray(), page.axes
+        values = values.astype(np.uint8) if values.dtype == bool else values
+        while values.ndim > 2 + ("S" in axes):  # volumes: the first layer
+            values, axes = values[0], axes[1:]
+        if axes.startswith("S"):
+            values = np.moveaxis(values, 0, -1)
+        values = values[..., None] if "S" not in axes else values
+        white = _tiff_white(values, page.bitspersample)
+        if page.photometric == 0 and values.dtype.kind != "f":
+            values = (white - values).astype(values.dtype)
+        colours = 3 if page.photometric == 2 else 1
+        alpha = values[..., colours] if _has_alpha(page, colours) else None
+        colour = values[..., :colours]
+        if alpha is not None and page.extrasamples[0] == 1:  # colours are multiplied by it
+            share = np.maximum(alpha[..., None] / white, 1e-6)
+            colour = np.minimum(colour / share, white).astype(values.dtype)
+        orientation = page.tags.valueof(_ORIENTATION, 1)
+        profile = page.tags.valueof(34675)
+        dpi = page.get_resolution("INCH") if 282 in page.tags and 283 in page.tags else None
+    colour = _upright(colour, orientation)
+    alpha = None if alpha is None else _upright(alpha, orientation)
+    colour = colour[..., 0] if colours == 1 else colour
+    return _Decoded(colour, white, alpha, profile, dpi, colours == 1)
+
+
+def _has_alpha(page: tifffile.TiffPage, colours: int) -> bool:
+    return page.samplesperpixel > colours and page.extrasamples[:1] in ((1,), (2,))
+
+
+def _tiff_white(values: np.ndarray, bits: int) -> float:
+    if values.dtype.kind == "f":
+        return 1.0
+    return 65535.0 if bits > 16 else float(2**bits - 1)
+
+
+def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Values [H, W, ...] turned as the EXIF orientation, 1 to 8, says."""
+    if orientation in (5, 6, 7, 8):
+        values = np.swapaxes(values, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values
+
+
+def _picture(decoded: _Decoded, path: str | Path) -> Picture:
+    """8 bits."""
+    image = Image.fromarray(decoded.values)
+    if decoded.profile:
+        image = _eight_bit_to_srgb(image, decoded.profile, path)
+    pixels = np.asarray(image.convert("RGB"))
+    return Picture(pixels, decoded.grey, decoded.alpha, decoded.dpi)
+
+
+def _deep_picture(decoded: _Decoded, path: str | Path) -> Picture:
+    values, white = decoded.values, decoded.white
+    least, largest = float(values.min()), float(values.max())
+    if not (np.isfinite([least, largest]).all() and least >= 0 and largest <= white):
+        raise UserError(
+            f"{path}: values from {least:g} to {largest:g}, expected 0 to {white:g}; "
+            "save it with 8 or 16 bits"
+        )
+    if white > 1 and 0 < largest < white / _UNUSED_WHITE:
+        get_logger().warning(
+            "%s: the largest value is %g of %g, so the picture is nearly black; save it so that "
+            "white is %g",
+            *(path, largest, white, white),
+        )
+    pixels = _sixteen_bit(values, white)
+    if decoded.profile:
+        pixels = _deep_to_srgb(pixels, decoded.profile, path)
+    if pixels.ndim == 2:
+        pixels = np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
+    alpha = None if decoded.alpha is None else _sixteen_bit(decoded.alpha, white)
+    return Picture(pixels, decoded.grey, alpha, decoded.dpi)
+
+
+def _sixteen_bit(values: np.ndarray, white: float) -> np.ndarray:
+    """Values on [0, white] as uint16 on [0, 65535]."""
+    if white == 65535:
+        return np.ascontiguousarray(values).astype(np.uint16, copy=False)
+    scaled = values.astype(np.float32) * np.float32(65535 / white)
+    return np.rint(scaled, out=scaled).astype(np.uint16)
+
+
+@lru_cache(maxsize=1)
+def srgb_profile() -> bytes:
+    """The ICC profile of sRGB, the same bytes at all times."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[24:36] = bytes([0x07, 0xD0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0])  # date: 1 January 2000
+    profile[84:100] = bytes(16)  # checksum, which the date is part of; zero: not computed
+    return bytes(profile)
+
+
+@lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From the profile's space to sRGB for Pillow's `mode`; None where they are the same.
+
+    Raises PyCMSError and its kin for profiles that cannot be used.
+    """
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    target = ImageCms.ImageCmsProfile(io.BytesIO(srgb_profile()))
+    intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+    transform = ImageCms.buildTransform(source, target, mode, "RGB", intent)
+    if mode == "CMYK":
+        return transform
+    levels = np.linspace(0, 255, 9 if mode == "RGB" else 64).round().astype(np.uint8)
+    axes = np.meshgrid(*[levels] * len(mode), indexing="ij")
+    colours = np.stack(axes, -1).reshape(1, -1, len(mode))
+    probe = Image.fromarray(colours if mode == "RGB" else colours[..., 0])
+    found = np.asarray(ImageCms.applyTransform(probe, transform)).astype(int)
+    expected = np.asarray(probe.convert("RGB")).astype(int)
+    return transform if np.abs(found - expected).max() > _SAME_COLOUR else None
+
+
+def _eight_bit_to_srgb(image: Image.Image, profile: bytes, path: str | Path) -> Image.Image:
+    try:
+        transform = _transform(profile, image.mode)
+        return image if transform is None else ImageCms.applyTransform(image, transform)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+        return _unprofiled(image, path, error)
+
+
+def _deep_to_srgb(pixels: np.ndarray, profile: bytes, path: str | Path) -> np.ndarray:
+    space = "rgb" if pixels.ndim == 3 else "gray"
+    try:
+        if _transform(profile, "RGB" if space == "rgb" else "L") is None:
+            return pixels
+        return imagecodecs.cms_transform(
+            np.ascontiguousarray(pixels),
+            profile,
+            srgb_profile(),
+            colorspace=space,
+            outcolorspace="rgb",
+            intent=int(ImageCms.Intent.RELATIVE_COLORIMETRIC),
+            flags=_TRANSFORM_FLAGS,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, RuntimeError) as error:
+        return _unprofiled(pixels, path, error)
+
+
+def _unprofiled(image, path, error):
+    get_logger().warning("%s: its colour profile cannot be used (%s); taken as sRGB", path, error)
+    return image
+
+
+def _inks_to_srgb(image: Image.Image, profile: bytes) -> np.ndarray:
+    """A CMYK image in sRGB; by Pillow's rule of thumb where the profile is none of inks."""
+    try:
+        transform = _transform(profile, "CMYK")
+        return np.asarray(ImageCms.applyTransform(image, transform))
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return np.asarray(image.convert("RGB"))
