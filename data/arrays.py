@@ -1,5 +1,6 @@
 """Numbers from files: kernels and masks, as arrays or as pictures of any depth."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from data.image_files import IMAGE_SUFFIXES, read_values
 from util.errors import UserError
-from util.files import read_bytes
+from util.files import read_bytes, shown
 from util.tensor_files import load_numpy_array, load_tensor_array
 
 _LARGEST_TEXT = 64 << 20  # bytes of a table of numbers
@@ -74,6 +75,8 @@ def is_array(path: str | Path) -> bool:
 def read_array(path: str, what: str) -> np.ndarray:
     """A two-dimensional array of finite numbers, float64 [H, W]: as it is in an array's file, on
     [0, 1] from a picture (transparent parts are 0). UserError where there is none."""
+    if not os.path.exists(path):
+        raise UserError(f"{shown(path)}: no such {what} file")
     suffix = Path(path).suffix.lower()
     if suffix not in ARRAY_SUFFIXES | IMAGE_SUFFIXES:
         known = ", ".join(sorted(ARRAY_SUFFIXES | IMAGE_SUFFIXES))

@@ -11,6 +11,7 @@ import numpy as np
 from data.arrays import ARRAY_SUFFIXES, read_array
 from data.image_files import IMAGE_SUFFIXES
 from util.errors import UserError
+from util.files import shown
 
 _MASK_SUFFIXES = IMAGE_SUFFIXES | ARRAY_SUFFIXES
 _LEAST_KEPT = 1e-3  # share of the pixels; a mask that keeps less says the opposite of what is meant
@@ -44,7 +45,7 @@ class MaskConfig:
                 "margin must not be negative"
             )
         if self.mask is not None and not os.path.exists(self.mask):
-            raise UserError(f"{self.mask}: no such mask file or folder of masks")
+            raise UserError(f"{shown(self.mask)}: no such mask file or folder of masks")
 
     @property
     def folder(self) -> Path | None:

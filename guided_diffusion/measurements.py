@@ -245,8 +245,8 @@ def read_kernel(path: str, kernel_is: KernelIs | None = None) -> np.ndarray:
     total = kernel.sum()
     if total <= 0 or -kernel.min() >= kernel.max():
         raise UserError(
-            f"{path}: a kernel must have a positive sum, and no value as far below zero as its "
-            "largest is above"
+            f"{path}: a kernel must not be all zero, must have a positive sum, and no value as far "
+            "below zero as its largest is above"
         )
     if is_array(path) and abs(total - 1) > _KERNEL_SUM_TOLERANCE:
         get_logger().warning("%s: the kernel sums to %.6g; it is normalised to 1", path, total)

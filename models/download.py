@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from util.cli import command_parser, report_errors
 from util.errors import UserError
-from util.files import open_regular
+from util.files import open_regular, shown
 from util.hashing import stream_hash
 
 SOURCE = "https://huggingface.co/deepinv/diffunet/resolve/main"
@@ -81,6 +81,9 @@ def download(checkpoint: Checkpoint, folder: Path, source: str = SOURCE) -> Path
     part = target.with_name(target.name + ".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--folder {shown(folder)}: cannot be used ({error.strerror})") from None
+    try:
         with _alone(part) as file:
             _fetch(url, file, part.stem, checkpoint.size)
             file.seek(0)
@@ -130,9 +133,10 @@ def _alone(part: Path) -> Iterator[BinaryIO]:
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
     except OSError as error:
         raise UserError(f"{part}: cannot be written ({error.strerror})") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{part}: is no plain file; move it away")
     with os.fdopen(descriptor, "r+b") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UserError(f"{part}: is no plain file; move it away")
         if not _lock(file):
             raise UserError(f"{part}: another download is writing to it; wait for that one")
         yield file

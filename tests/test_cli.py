@@ -31,7 +31,8 @@ def snapshot(folder: Path) -> set[Path]:
 def test_results_of_a_run(tmp_path, images):
     arguments = write_configs(tmp_path, "inpainting")
     overrides = ["--set", "task.conditioning.params.scale=0.7", "--seed", "5"]
-    assert run(*arguments, "--data_root", images, "--batch_size", "2", *overrides) == 0
+    record = ["--record", "every=2"]
+    assert run(*arguments, "--data_root", images, "--batch_size", "2", *overrides, *record) == 0
     results = tmp_path / "results" / "inpainting"
     names = ["a", "class 1/ü", "class 2/ü"]
     for name in names:

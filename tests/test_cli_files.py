@@ -141,11 +141,11 @@ def test_a_film_that_cannot_be_made_costs_no_image(tiny, tmp_path, monkeypatch, 
 
 def test_pictures_of_kinds_that_are_not_read_are_counted(tmp_path, capsys):
     images = write_images(tmp_path, ["a.png", "sub/b.jpg"])
-    for name in ("x.heic", "sub/y.HEIC", "z.gif", "notes.txt", "._x.heic"):
+    for name in ("x.heic", "sub/y.HEIC", "z.exr", "notes.txt", "._x.heic"):
         (images / name).write_bytes(b"")
     (images / "a.png").rename(images / "a.jfif")
     assert [path.name for path in find_images(images)] == ["a.jfif", "b.jpg"]
-    assert "kinds that are not read: 1 .gif, 2 .heic" in capsys.readouterr().err
+    assert "kinds that are not read: 1 .exr, 2 .heic" in capsys.readouterr().err
     with pytest.raises(UserError, match="is a file; give the folder"):
         find_images(images / "a.jfif")
 
@@ -176,7 +176,7 @@ def test_memory_running_out_while_reading_costs_that_image_alone(
     tiny, tmp_path, monkeypatch, capsys
 ):
     images = write_images(tmp_path / "images", ["a.png", "b.png", "c.png", "d.png"])
-    load, tries = ImageFolder.load, {"b.png": 1, "c.png": 9}
+    load, tries = ImageFolder.read, {"b.png": 1, "c.png": 9}
 
     def scarce(self, name):
         if tries.get(name, 0):
@@ -184,7 +184,7 @@ def test_memory_running_out_while_reading_costs_that_image_alone(
             raise MemoryError
         return load(self, name)
 
-    monkeypatch.setattr(ImageFolder, "load", scarce)
+    monkeypatch.setattr(ImageFolder, "read", scarce)
     out = tmp_path / "out"
     assert sample_condition.main(tiny.arguments(images, out, "--batch_size", "4")) == 1
     failed = {r["file"]: r["error"] for r in records(out) if r["error"]}

@@ -86,7 +86,7 @@ def test_motion_blurred_files_need_their_kernel(tmp_path, files, capsys):
     assert "give --kernel FILE" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (3, 5), (3, 3, 3)])
+@pytest.mark.parametrize("shape", [(4,), (0, 3), (3, 3, 3)])
 def test_kernel_of_a_wrong_shape(tmp_path, files, capsys, shape):
     save(files / "a.png", photograph(40, 32))
     np.save(tmp_path / "kernel.npy", np.ones(shape))

@@ -123,7 +123,9 @@ def linear_operators(context: OperatorContext) -> list[LinearOperator]:
 
 def test_config_keys_are_what_a_config_can_say():
     assert set(OPERATORS.keys("inpainting")) == set()  # its masks come from mask_opt
-    assert set(OPERATORS.keys("motion_blur")) == {"kernel_size", "intensity", "kernel"}
+    assert set(OPERATORS.keys("motion_blur")) == {
+        *("kernel_size", "intensity", "kernel", "kernel_is")
+    }
 
 
 @pytest.mark.parametrize("index", range(5))
@@ -169,7 +171,8 @@ def test_kernel_and_masks_from_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("array", "message"),
-    [(np.ones((4, 4)), "odd side"), (np.ones((3, 5)), "odd side"), (np.zeros((3, 3)), "all zero"),
+    [(-np.ones((4, 4)), "positive sum"), (np.diag([2.0, -2.5, 2.0]), "positive sum"),
+     (np.zeros((3, 3)), "all zero"), (np.array([["a"]]), "values of type"),
      (np.full((3, 3), np.nan), "finite"), (np.ones(7), "two-dimensional")],
 )  # fmt: skip
 def test_bad_kernels(tmp_path, array, message):

@@ -237,7 +237,7 @@ def test_an_image_that_found_no_memory_is_tried_again(table, restored, monkeypat
 
 
 def test_a_photograph_that_could_not_be_read_is_tried_again(table, monkeypatch):
-    load, locked = ImageFolder.load, True
+    load, locked = ImageFolder.read, True
 
     def sometimes(self, name):
         if locked and loads.append(name) is None and len(loads) > 1:  # not the first look
@@ -245,7 +245,7 @@ def test_a_photograph_that_could_not_be_read_is_tried_again(table, monkeypatch):
         return load(self, name)
 
     loads = []
-    monkeypatch.setattr(ImageFolder, "load", sometimes)
+    monkeypatch.setattr(ImageFolder, "read", sometimes)
     change(table, rows=[{"name": "DPPS", "method": "dpps"}], compare=None)
     assert run(table, "--limit", "1") == 1
     assert "locked" in read_csv(table)["DPPS", "sr", ""]["problem"]

@@ -10,6 +10,7 @@ import torch
 
 from util.config import parse_yaml
 from util.errors import UserError
+from util.files import shown
 from util.streams import make_patient
 
 
@@ -76,13 +77,15 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
         path, separator, text = override.partition("=")
         keys = path.strip().split(".")
         if not separator or not all(keys):
-            raise UserError(f'--set {override}: expected KEY=VALUE, for example "data.limit=3"')
+            raise UserError(
+                f'--set {shown(override)}: expected KEY=VALUE, for example "data.limit=3"'
+            )
         section = raw
         for key in keys[:-1]:
             section = section.setdefault(key, {})
             if not isinstance(section, dict):
                 raise UserError(f'--set {override}: "{key}" is a single value, not a section')
-        section[keys[-1]] = parse_yaml(text, f"--set {override}")
+        section[keys[-1]] = parse_yaml(text, f"--set {shown(override)}")
 
 
 def resolve_device(name: str) -> torch.device:

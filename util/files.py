@@ -27,25 +27,26 @@ def open_regular(path: str | Path, largest: int | None = None) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise UserError(f"{shown(path)}: {_reason(error)}") from None
-    file = os.fdopen(descriptor, "rb")
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        file.close()
-        raise UserError(f"{shown(path)}: is no plain file")
-    if largest is not None and status.st_size > largest:
-        file.close()
-        raise UserError(
-            f"{shown(path)}: {status.st_size:,} bytes are more than this kind of file has "
-            f"(at most {largest:,})"
-        )
-    return file
+    status, problem = os.fstat(descriptor), ""
+    if stat.S_ISDIR(status.st_mode):
+        problem = "is a folder"
+    elif not stat.S_ISREG(status.st_mode):
+        problem = "is no plain file"
+    elif largest is not None and status.st_size > largest:
+        size = f"{status.st_size:,} bytes"
+        problem = f"{size} are more than this kind of file has (at most {largest:,})"
+    if problem:
+        os.close(descriptor)
+        raise UserError(f"{shown(path)}: {problem}")
+    return os.fdopen(descriptor, "rb")
 
 
 def read_bytes(path: str | Path, largest: int = LARGEST) -> bytes:
     """What the plain file at `path` holds; UserError as above."""
     with open_regular(path, largest) as file:
         try:
-            return file.read(largest)
+            # Not read(largest): that many bytes would be set aside.
+            return file.read(os.fstat(file.fileno()).st_size)
         except OSError as error:
             raise UserError(f"{shown(path)}: {_reason(error)}") from None
 

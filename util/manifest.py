@@ -12,10 +12,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from util.errors import OutputError, UserError
+from util.files import shown
 from util.hashing import settings_hash
 
 _SHOWN_DIFFERENCES = 3
@@ -195,12 +197,21 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def holds_results(root: str | Path) -> bool:
-    """Whether a run was recorded in this folder."""
-    return bool(_files(Path(root)))
+    """Whether a run was recorded in this folder; False for one that cannot be read."""
+    try:
+        return bool(_files(Path(root)))
+    except UserError:
+        return False
 
 
 def _files(root: Path) -> list[Path]:
-    return sorted(root.glob("manifest.*.jsonl"))
+    try:
+        names = os.listdir(root)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{shown(root)}: cannot be read ({error.strerror or error})") from None
+    return sorted(root / name for name in names if fnmatch(name, "manifest.*.jsonl"))
 
 
 def _lines(root: Path) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ def load_tensors(path: str | Path, advice: str = "") -> Any:
         _refuse_others(path, file, advice)
         file.seek(0)
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about kinds of tensors that is_plain refuses
+                return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             raise UserError(
                 f"{path}: not a file of plain tensors (refused, nothing in it was run){advice}"
@@ -65,6 +68,8 @@ def load_tensors(path: str | Path, advice: str = "") -> Any:
 
 def _refuse_others(path: Path, file: io.BufferedReader, advice: str) -> None:
     beginning = file.read(512)
+    if beginning[257:262] == b"ustar":
+        raise UserError(f"{path}: is a tar archive; unpack it{advice}")
     for start, kind in _BEGINNINGS.items():
         if beginning.startswith(start):
             raise UserError(f"{path}: is {kind}{advice}")
