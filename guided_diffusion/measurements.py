@@ -135,7 +135,7 @@ class KernelBlur(LinearOperator):
 
     def __init__(self, context: OperatorContext, kernel: np.ndarray) -> None:
         super().__init__(context)
-        self.kernel = np.asarray(kernel, dtype=np.float32)
+        self.kernel = np.ascontiguousarray(kernel, dtype=np.float32)
         self.radius, cut = _cut_kernel(self.kernel)
         if max(self.radius) >= min(context.height, context.width):
             raise UserError(
