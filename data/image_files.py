@@ -6,6 +6,7 @@ microscopes (planar, 12 bits, floats) go through imagecodecs and tifffile.
 """
 
 import io
+import logging
 import struct
 import warnings
 import zlib
@@ -42,6 +43,8 @@ _TRANSFORM_FLAGS = 0x0100  # lcms: no tables in place of the profile's curves
 _UNUSED_WHITE = 15  # times the largest value: white that no pixel comes near
 _PNG_HEADER = 33  # bytes of the signature and of the first chunk, IHDR
 _SAME_COLOUR = 1  # levels of 255, by which profiles of the same space differ
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong is said once, by us
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ def _decode(path: str | Path) -> _Decoded:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow about odd metadata
-            return _decode_bytes(data, path)
+            decoded = _decode_bytes(data, path)
     except Image.DecompressionBombError:
         raise _too_large(path) from None
     except (UserError, MemoryError):
@@ -175,6 +178,10 @@ def _decode(path: str | Path) -> _Decoded:
     except Exception as error:  # decoders of damaged files raise whatever they like
         reason = str(error).strip() or type(error).__name__
         raise UserError(f"{path}: not a readable image ({reason.splitlines()[0]})") from None
+    shape = decoded.values.shape
+    if not decoded.values.size or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)):
+        raise UserError(f"{path}: not a readable image (values of shape {list(shape)})")
+    return decoded
 
 
 def _decode_bytes(data: bytes, path: str | Path) -> _Decoded:

@@ -104,7 +104,10 @@ class UNetConfig:
 
 def _numbers(text: str, key: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",") if part.strip()]
+        numbers = [float(part) for part in text.split(",") if part.strip()]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError
+        return numbers
     except ValueError:
         raise UserError(
             f'model config: {key}: expected numbers separated by commas, got "{text}"'

@@ -113,6 +113,7 @@ def test_condition_is_added_to_the_embedding():
         ({"image_size": 100}, "image_size 100 has no default"),
         ({"channel_mult": "1,2", "image_size": 63}, "multiple of 2"),
         ({"channel_mult": "1,x"}, "channel_mult"),
+        ({"channel_mult": "1,1e400"}, "channel_mult"),
         ({"num_channels": 40}, "multiples of 32"),
         ({"class_cond": True}, "class_cond"),
         ({"num_head_channels": 48}, "attention heads"),

@@ -104,10 +104,11 @@ def result_files(root: Path) -> dict[str, bytes]:
 
 
 def records(folder: Path, operator: str = "inpainting") -> list[dict]:
-    """Of the images of a run, in the order of its manifests."""
+    """Of the images of a run, in the order of its manifests; a line in writing is left out."""
     lines = [
         json.loads(line)
         for path in sorted((folder / operator).glob("manifest.*.jsonl"))
-        for line in path.read_text().splitlines()
+        for line in path.read_text().splitlines(keepends=True)
+        if line.endswith("\n")
     ]
     return [line for line in lines if "file" in line]
