@@ -48,18 +48,18 @@ from pathlib import Path
 
 from data.dataloader import DATASETS, output_name
 from guided_diffusion.precision import Execution
-from guided_diffusion.sampling import build_prior
-from util.arguments import load_config, parse_args
+from models.prior import build_prior
 from util.atomic import sweep
 from util.cli import report_errors, resolve_device
-from util.distributed import join_world, local_device, was_restarted
-from util.interrupt import Interrupted, StopRequest
 from util.logger import get_logger, set_verbosity
-from util.plan import Plan, least_bytes, make_plan, result_settings
-from util.recording import parse_record
-from util.report import final_report
-from util.restoration import Restoration, Settings
-from util.results import Results
+from util.runs.arguments import load_config, parse_args
+from util.runs.distributed import join_world, local_device, was_restarted
+from util.runs.interrupt import Interrupted, StopRequest
+from util.runs.plan import Plan, least_bytes, make_plan, result_settings
+from util.runs.recording import parse_record
+from util.runs.report import final_report
+from util.runs.restoration import Restoration, Settings
+from util.runs.results import Results
 
 
 @report_errors

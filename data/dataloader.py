@@ -18,10 +18,9 @@ from torch import Tensor
 
 from data.image_files import IMAGE_SUFFIXES, Picture, is_picture, read_image, read_picture
 from util.errors import UserError
-from util.files import shown
+from util.files import holds_results, shown
 from util.img_utils import centre_crop, resampled, to_tensor
 from util.logger import get_logger
-from util.manifest import holds_results
 from util.registry import Registry
 from util.tensor_files import load_numpy_array
 

@@ -4,8 +4,6 @@ An operator names its own as `Operator.classical`, a baseline of the tables, and
 `Operator.inverse`, what dpps can start from.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from scipy.interpolate import griddata
@@ -14,11 +12,9 @@ from torch import Tensor
 
 from guided_diffusion.linear_solvers import tikhonov
 from guided_diffusion.noise_models import at_least
+from guided_diffusion.operator_base import LinearOperator
 from util.errors import UserError
 from util.resizer import bicubic_matrix
-
-if TYPE_CHECKING:
-    from guided_diffusion.operator_base import LinearOperator
 
 # Of the baseline, chosen for noise of 0.01 on [-1, 1]: what is left of the noise can be looked at.
 TIKHONOV_WEIGHT = 1e-3
@@ -31,7 +27,7 @@ _LEAST_SIGMA = 0.01  # "no noise" would still be rounded to 8 bits
 _INVERSE_ITERATIONS = 150
 
 
-def deconvolution(operator: "LinearOperator", y: Tensor) -> Tensor:
+def deconvolution(operator: LinearOperator, y: Tensor) -> Tensor:
     """Tikhonov: argmin over x of || y - A x ||^2 + weight || x - mean ||^2, images [B, 3, H, W].
 
     `mean` is each channel's. In closed form where the operator has one, others by CG_ITERATIONS
@@ -41,7 +37,7 @@ def deconvolution(operator: "LinearOperator", y: Tensor) -> Tensor:
 
 
 def regularised_inverse(
-    operator: "LinearOperator", y: Tensor, sigma: float | Tensor, x0: Tensor | None = None
+    operator: LinearOperator, y: Tensor, sigma: float | Tensor, x0: Tensor | None = None
 ) -> Tensor:
     """The same with a weight that follows the noise's `sigma`, and solved further.
 

@@ -23,7 +23,6 @@ from guided_diffusion.classical import (
     interpolation,
     regularised_inverse,
 )
-from guided_diffusion.linear_solvers import CUTOFF, Spectrum, diagonal_spectrum
 from guided_diffusion.operator_base import (
     OPERATORS,
     LinearOperator,
@@ -31,6 +30,7 @@ from guided_diffusion.operator_base import (
     OperatorContext,
     SeparableOperator,
 )
+from guided_diffusion.spectra import CUTOFF, Spectrum, diagonal_spectrum
 from motionblur.motionblur import motion_kernel
 from util.errors import UserError
 from util.logger import get_logger
@@ -372,7 +372,9 @@ class NonlinearBlur(Operator):
         context: OperatorContext,
     ) -> None:
         super().__init__(context)
-        self.model = _load_kernel_wizard(opt_yml_path).to(context.device)
+        if context.load_network is None:
+            raise UserError("nonlinear_blur: needs its network (OperatorContext.load_network)")
+        self.model = context.load_network(opt_yml_path).to(context.device)
         rng = numpy_stream(context.seed, "nonlinear_blur kernel")
         self.kernel = context.tensor(1.2 * rng.standard_normal((1, 512, 2, 2)))
 
@@ -383,26 +385,3 @@ class NonlinearBlur(Operator):
 
     def saved(self) -> dict[str, np.ndarray]:
         return {"kernel_code": self.kernel.cpu().numpy()}
-
-
-def _load_kernel_wizard(opt_yml_path: str) -> torch.nn.Module:
-    from util.config import read_yaml
-    from util.tensor_files import load_tensors
-
-    source = "github.com/VinAIResearch/blur-kernel-space-exploring"
-    try:
-        from bkse.models.kernel_encoding.kernel_wizard import KernelWizard
-    except ImportError as error:
-        raise UserError(
-            f"nonlinear_blur: needs the external code of {source}: put it into a folder named "
-            f"bkse here and install what it needs ({error})"
-        ) from None
-    options = read_yaml(opt_yml_path).get("KernelWizard")
-    if not isinstance(options, dict) or "pretrained" not in options:
-        raise UserError(
-            f"{opt_yml_path}: expected a section KernelWizard with a key pretrained, the "
-            f"checkpoint's path (see {source})"
-        )
-    model = KernelWizard(options)
-    model.load_state_dict(load_tensors(options["pretrained"]))
-    return model.eval().requires_grad_(False)

@@ -3,15 +3,15 @@
 The operators themselves are in measurements.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.masks import MaskConfig
-from guided_diffusion.linear_solvers import CUTOFF, SeparableFactors, Spectrum
+from guided_diffusion.spectra import CUTOFF, SeparableFactors, Spectrum
 from util.errors import UnsupportedError, UserError
 from util.randomness import ImageKey
 from util.registry import Registry
@@ -27,6 +27,8 @@ class OperatorContext:
     dtype: torch.dtype = torch.float32
     seed: int = 0  # of what is drawn once per run (motion kernel)
     mask: MaskConfig | None = None  # the task's mask_opt
+    # Options file -> network, for an operator that is one (nonlinear_blur)
+    load_network: Callable[[str], nn.Module] | None = None
 
     def tensor(self, array: np.ndarray) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(array), dtype=self.dtype, device=self.device)

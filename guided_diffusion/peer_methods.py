@@ -17,9 +17,10 @@ from guided_diffusion.condition_methods import (
     StepResult,
     ancestral,
 )
-from guided_diffusion.linear_solvers import CUTOFF, conjugate_gradients, tikhonov
+from guided_diffusion.linear_solvers import conjugate_gradients, tikhonov
 from guided_diffusion.measurements import LinearOperator, Operator
 from guided_diffusion.noise_models import Clean, GaussianNoise, NoiseModel, at_least
+from guided_diffusion.spectra import CUTOFF
 from util.errors import UnsupportedError, UserError
 from util.randomness import NoiseSource
 

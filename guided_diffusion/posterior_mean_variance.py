@@ -4,15 +4,26 @@ Mean types say what the first three channels are, variance types what the rest i
 short function of (diffusion, network output, x_t, t); configs name them.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from util.registry import Registry
 
-if TYPE_CHECKING:
-    from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+
+class Process(Protocol):
+    """What is asked of the diffusion process; see GaussianDiffusion."""
+
+    def at(self, name: str, t: Tensor, like: Tensor) -> Tensor: ...
+
+    def limit(self, x0_hat: Tensor) -> Tensor: ...
+
+    def x0_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor: ...
+
+    def eps_from_x0(self, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor: ...
+
+    def posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
 
 
 class MeanPrediction(NamedTuple):
@@ -40,20 +51,20 @@ def limit_x0(x0_hat: Tensor, dynamic_threshold: bool, clip_denoised: bool) -> Te
 
 
 @MEAN_TYPES.register("epsilon")
-def epsilon_mean(diffusion: "GaussianDiffusion", output: Tensor, x_t: Tensor, t: Tensor):
+def epsilon_mean(diffusion: Process, output: Tensor, x_t: Tensor, t: Tensor):
     x0_hat = diffusion.limit(diffusion.x0_from_eps(x_t, t, output))
     return MeanPrediction(diffusion.posterior_mean(x0_hat, x_t, t), x0_hat, output)
 
 
 @MEAN_TYPES.register("start_x")
-def start_x_mean(diffusion: "GaussianDiffusion", output: Tensor, x_t: Tensor, t: Tensor):
+def start_x_mean(diffusion: Process, output: Tensor, x_t: Tensor, t: Tensor):
     x0_hat = diffusion.limit(output)
     mean = diffusion.posterior_mean(x0_hat, x_t, t)
     return MeanPrediction(mean, x0_hat, diffusion.eps_from_x0(x_t, t, x0_hat))
 
 
 @MEAN_TYPES.register("previous_x")
-def previous_x_mean(diffusion: "GaussianDiffusion", output: Tensor, x_t: Tensor, t: Tensor):
+def previous_x_mean(diffusion: Process, output: Tensor, x_t: Tensor, t: Tensor):
     c1 = diffusion.at("posterior_mean_coef1", t, x_t)
     c2 = diffusion.at("posterior_mean_coef2", t, x_t)
     x0_hat = diffusion.limit((output - c2 * x_t) / c1)
@@ -61,24 +72,24 @@ def previous_x_mean(diffusion: "GaussianDiffusion", output: Tensor, x_t: Tensor,
 
 
 @VARIANCE_TYPES.register("fixed_small")
-def fixed_small(diffusion: "GaussianDiffusion", values: Tensor | None, t: Tensor, like: Tensor):
+def fixed_small(diffusion: Process, values: Tensor | None, t: Tensor, like: Tensor):
     variance = diffusion.at("posterior_variance", t, like)
     return variance, variance.log()
 
 
 @VARIANCE_TYPES.register("fixed_large")
-def fixed_large(diffusion: "GaussianDiffusion", values: Tensor | None, t: Tensor, like: Tensor):
+def fixed_large(diffusion: Process, values: Tensor | None, t: Tensor, like: Tensor):
     variance = diffusion.at("fixed_large_variance", t, like)
     return variance, variance.log()
 
 
 @VARIANCE_TYPES.register("learned")
-def learned(diffusion: "GaussianDiffusion", values: Tensor | None, t: Tensor, like: Tensor):
+def learned(diffusion: Process, values: Tensor | None, t: Tensor, like: Tensor):
     return values.exp(), values
 
 
 @VARIANCE_TYPES.register("learned_range")
-def learned_range(diffusion: "GaussianDiffusion", values: Tensor | None, t: Tensor, like: Tensor):
+def learned_range(diffusion: Process, values: Tensor | None, t: Tensor, like: Tensor):
     """Interpolates between the two bounds in the log domain (Nichol & Dhariwal 2021, eq. 15)."""
     low = diffusion.at("posterior_log_variance_clipped", t, like)
     high = diffusion.at("log_betas", t, like)

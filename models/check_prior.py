@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from data.dataloader import find_images, read_image
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.sampling import Prior, build_prior
+from guided_diffusion.sampling import Prior
+from models.prior import build_prior
 from util.cli import add_device, command_parser, report_errors, resolve_device
+from util.config.run_config import load_diffusion_config, load_model_config
 from util.errors import UserError
 from util.img_utils import to_pixels, to_tensor
 from util.logger import get_logger
 from util.randomness import ImageKey, PerImageNoise
-from util.run_config import load_diffusion_config, load_model_config
 
 VALIDATION_TIMESTEPS = (10, 50, 150, 300, 500, 700, 900)
 DENOISED_TIMESTEPS = (50, 150, 300, 500)

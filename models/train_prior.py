@@ -37,17 +37,17 @@ from models.check_prior import (
     validation_images,
     validation_loss,
 )
+from models.checkpoint import load_model, load_state, model_config, save_torch, save_weights
 from models.muon import Muon, split_for_muon
 from models.photo_store import PhotoStore
-from util.checkpoint import load_model, load_state, model_config, save_torch, save_weights
 from util.cli import (
     add_device,
-    apply_overrides,
     command_parser,
     report_errors,
     resolve_device,
 )
-from util.config import config_path, parse_dataclass, read_yaml
+from util.config.overrides import apply_overrides
+from util.config.schema import config_path, parse_dataclass, read_yaml
 from util.errors import UserError
 from util.files import shown
 

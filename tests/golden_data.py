@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.unet import UNetConfig, UNetModel
+from models.checkpoint import freeze
 from tests.golden import streams
-from util.checkpoint import freeze
 
 FOLDER = Path(__file__).parent / "golden"
 

@@ -18,8 +18,9 @@ from data.dataloader import ImageFolder, find_images
 from data.masks import read_mask
 from tests.tiny import NAMES, SIZE, records, result_files, write_images
 from tests.tiny_run import photograph, run, save, write_configs
-from util import compute_metric, recording, restoration
+from util import compute_metric
 from util.errors import UserError
+from util.runs import recording, restoration
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 import sample_condition
 from tests.tiny import NAMES, records, result_files
-from util.results import Results
+from util.runs.results import Results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

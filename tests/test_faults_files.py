@@ -13,11 +13,11 @@ import torch
 
 from guided_diffusion.unet import UNetConfig, UNetModel
 from models.check_prior import validation_images
+from models.checkpoint import load_model
 from models.download import _alone, _checked_url, main
 from models.train_prior import train
-from tests.test_train_prior import CPU, config  # noqa: F401 (a fixture)
-from util.checkpoint import load_model
-from util.config import parse_yaml, read_yaml
+from tests.models.test_train_prior import CPU, config  # noqa: F401 (a fixture)
+from util.config.schema import parse_yaml, read_yaml
 from util.errors import UserError
 from util.files import open_regular, read_bytes
 from util.make_table import write

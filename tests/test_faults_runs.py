@@ -18,12 +18,13 @@ from guided_diffusion.measurements import GaussianBlur, OperatorContext, SuperRe
 from guided_diffusion.noise_models import GaussianNoise, PoissonNoise
 from tests import golden_data
 from tests.tiny import ROOT, records, result_files, write_images
-from util import compute_metric, restoration
+from util import compute_metric
 from util.errors import OutputError
-from util.manifest import read_records
-from util.problems import Batch
 from util.resizer import bicubic_matrix
-from util.results import Results
+from util.runs import restoration
+from util.runs.manifest import read_records
+from util.runs.problems import Batch
+from util.runs.results import Results
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_an_error_after_the_sampling_costs_that_image(job, monkeypatch):
     def broken(label, image):
         raise RuntimeError("metric")
 
-    monkeypatch.setattr("util.results.run_metrics", broken)
+    monkeypatch.setattr("util.runs.results.run_metrics", broken)
     assert job("--limit", "1") == 1
     (record,) = records(job.folder.parent)
     assert record["error"].startswith("RuntimeError: metric")
@@ -314,7 +315,7 @@ def test_progress_is_recorded_on_demand_alone(job):
 
 def test_a_disk_too_small_is_told_before_the_first_image(job, monkeypatch, capsys):
     usage = type("Usage", (), {"free": 100_000})
-    monkeypatch.setattr("util.results.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("util.runs.results.shutil.disk_usage", lambda folder: usage)
     assert job() == 2
     assert "the results take at least 0 MiB, and 0 are free" in capsys.readouterr().err
     assert not (job.folder / "recon").exists()

@@ -15,10 +15,10 @@ from PIL import Image
 
 from data.image_files import read_picture
 from tests.tiny_run import photograph, write_configs
-from util.config import parse_yaml
+from util.config.run_config import RunConfig, load_run_config
+from util.config.schema import parse_yaml
 from util.errors import UserError
-from util.manifest import Record, check_settings, read_records, recorded_names
-from util.run_config import RunConfig, load_run_config
+from util.runs.manifest import Record, check_settings, read_records, recorded_names
 from util.tensor_files import load_numpy_array
 
 hypothesis = pytest.importorskip("hypothesis")

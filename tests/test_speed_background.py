@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from util.background import Background
+from util.runs.background import Background
 
 
 def test_results_come_in_order_and_one_failure_does_not_end_the_others():

@@ -7,8 +7,8 @@ import yaml
 from PIL import Image
 
 import sample_condition
+from models.checkpoint import save_weights
 from tests import golden_data
-from util.checkpoint import save_weights
 
 SIZE = 32
 MODEL = {

@@ -3,14 +3,12 @@
 import argparse
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from util.config import parse_yaml
 from util.errors import UserError
-from util.files import shown
 from util.streams import make_patient
 
 
@@ -68,24 +66,6 @@ def add_device(arguments: _Arguments, what: str = "") -> None:
     arguments.add_argument(
         "--device", default="auto", help=f"{what}cuda, cuda:N, mps, cpu, or auto: the best there is"
     )
-
-
-def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Set `A.B.C=VALUE` in nested mapping `raw`; VALUE is YAML. Whether the key is known is
-    checked when the config is."""
-    for override in overrides:
-        path, separator, text = override.partition("=")
-        keys = path.strip().split(".")
-        if not separator or not all(keys):
-            raise UserError(
-                f'--set {shown(override)}: expected KEY=VALUE, for example "data.limit=3"'
-            )
-        section = raw
-        for key in keys[:-1]:
-            section = section.setdefault(key, {})
-            if not isinstance(section, dict):
-                raise UserError(f'--set {override}: "{key}" is a single value, not a section')
-        section[keys[-1]] = parse_yaml(text, f"--set {shown(override)}")
 
 
 def resolve_device(name: str) -> torch.device:

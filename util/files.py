@@ -7,12 +7,14 @@ both look like files by their names.
 import os
 import stat
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from util.errors import UserError
 from util.hashing import stream_hash
 
+PROJECT = Path(__file__).resolve().parent.parent  # where this program and its configs lie
 LARGEST = 4 << 30  # bytes of a photograph, mask, kernel or config
 
 
@@ -90,3 +92,15 @@ def same_file(path: Path, mark: Mapping[str, Any]) -> bool:
             return stream_hash(file) == mark.get("sha256")
     except (OSError, UserError):
         return True
+
+
+# The records of a run, by which its results folder is known.
+RUN_RECORDS = "manifest.*.jsonl"
+
+
+def holds_results(root: str | Path) -> bool:
+    """Whether a run was recorded in this folder; False for one that cannot be read."""
+    try:
+        return any(fnmatch(name, RUN_RECORDS) for name in os.listdir(root))
+    except OSError:
+        return False

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from util.checkpoint import load_state
+from models.checkpoint import load_state
 from util.errors import UserError
 from util.logger import get_logger
 from util.metrics.base import Metric, MetricOptions, register

@@ -18,15 +18,16 @@ from torch import Tensor, nn
 
 from data.dataloader import DATASETS, Dataset, output_name
 from guided_diffusion.precision import Execution
-from guided_diffusion.sampling import Prior, build_prior
+from guided_diffusion.sampling import Prior
+from models.prior import build_prior, with_process
 from util.atomic import save_atomically
-from util.baselines import BASELINES
+from util.config.run_config import RunConfig
 from util.errors import UserError
 from util.logger import get_logger
-from util.problems import ProblemBuilder
-from util.restoration import NOT_FINITE, Restoration, Settings
-from util.results import Results
-from util.run_config import RunConfig
+from util.runs.problems import ProblemBuilder
+from util.runs.restoration import NOT_FINITE, Restoration, Settings
+from util.runs.results import Results
+from util.tables.baselines import BASELINES
 from util.tables.spec import Cell
 
 _MANIFEST = "cell.json"
@@ -227,7 +228,7 @@ class Runner:
             self._priors.clear()  # one network in memory at a time
             execution = Execution(cell.precision, self.compile)
             self._priors[key] = build_prior(model, diffusion, self.device, execution)
-        return self._priors[key].with_process(diffusion)
+        return with_process(self._priors[key], diffusion)
 
 
 def _chunks(names: Sequence[str], size: int) -> Iterator[list[str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from guided_diffusion.noise_models import NOISES
-from util.config import Component
+from util.config.schema import Component
 from util.metrics.base import get_metric
 from util.statistics import Mean, Paired
 from util.tables.measure import CellResult, TableResult

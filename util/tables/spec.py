@@ -10,13 +10,13 @@ from typing import Any
 
 from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.precision import PRECISIONS
-from util.baselines import BASELINES
-from util.config import config_path, parse_dataclass, read_yaml
-from util.effective import effective_settings
+from util.config.effective import effective_settings
+from util.config.run_config import RunConfig, load_run_config
+from util.config.schema import config_path, parse_dataclass, read_yaml
 from util.errors import UserError
 from util.hashing import file_hash, settings_hash
 from util.metrics.base import get_metric
-from util.run_config import RunConfig, load_run_config
+from util.tables.baselines import BASELINES
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class RowSpec:
-    """A row: a conditioning method with settings, or a baseline of util.baselines."""
+    """A row: a conditioning method with settings, or a baseline of util.tables.baselines."""
 
     name: str
     method: str | None = None

@@ -1,0 +1,125 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from guided_diffusion.unet import GroupNorm32, UNetConfig, UNetModel
+from tests import golden_data
+from util.config.schema import read_yaml
+from util.errors import UserError
+
+GOLDEN = golden_data.load("unet")
+
+
+@pytest.mark.parametrize("case", ["a", "b", "c"])
+def test_output_equals_the_published_network(case):
+    seed = int(GOLDEN[f"{case}/seed"])
+    model = golden_data.network(json.loads(str(GOLDEN[f"{case}/config"])), seed)
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    assert list(shapes.items()) == list(golden_data.shapes(f"case_{case}").items())
+    x, t = golden_data.normal((2, 3, 64, 64), seed, 1), torch.from_numpy(GOLDEN[f"{case}/t"])
+    np.testing.assert_allclose(model(x, t).numpy(), GOLDEN[f"{case}/out"], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "checkpoint"),
+    [("model_config", "ffhq_10m"), ("imagenet_model_config", "imagenet256")],
+)
+def test_published_configs_give_the_published_state_dicts(config, checkpoint):
+    raw = read_yaml(f"configs/{config}.yaml")
+    del raw["model_path"]
+    with torch.device("meta"):
+        state = UNetModel(UNetConfig(**raw)).state_dict()
+    found = [(name, list(value.shape)) for name, value in state.items()]
+    assert found == list(golden_data.shapes(checkpoint).items())
+
+
+@pytest.mark.parametrize("new_order", [True, False])
+def test_checkpointing_changes_nothing(new_order):
+    config = json.loads(str(GOLDEN["a/config"])) | {"use_new_attention_order": new_order}
+    x = golden_data.normal((1, 3, 64, 64), 5)
+    gradients = []
+    for recompute in (False, True):
+        model = golden_data.network(config | {"use_checkpoint": recompute}, 3)
+        leaf = x.clone().requires_grad_()
+        model(leaf, torch.tensor([400])).square().sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_modulated_normalisation_is_normalisation_then_scale_and_shift(layout, dtype, tolerance):
+    norm = GroupNorm32(32, 64)
+    norm.weight.data, norm.bias.data = golden_data.normal((2, 64), 1)
+    scale, shift = golden_data.normal((2, 3, 64), 2)
+    leaf = golden_data.normal((3, 64, 6, 4), 3).requires_grad_()
+    found = norm.modulated(leaf.to(dtype, memory_format=layout), scale, shift)
+    expected = norm(leaf) * (1 + scale)[..., None, None] + shift[..., None, None]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
+    pull = golden_data.normal(tuple(expected.shape), 4)
+    gradients = [torch.autograd.grad((y * pull).sum(), leaf)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=tolerance, atol=2 * tolerance)
+
+
+def test_other_image_sizes():
+    model = golden_data.network(json.loads(str(GOLDEN["a/config"])), 3)
+    assert model(torch.zeros(1, 3, 48, 80), torch.tensor([1])).shape == (1, 6, 48, 80)
+
+
+def test_patches_are_the_pixels_of_a_smaller_network():
+    """The network on 2x2 patches is the plain one between pixel unshuffle and shuffle."""
+    config = UNetConfig(32, 32, 1, channel_mult="1,2", attention_resolutions="8", patch_size=2)
+    torch.manual_seed(0)
+    model = UNetModel(config).eval()
+    torch.nn.init.normal_(model.out[2].weight, std=0.1)
+    assert {2 * 2**level for level in range(2)} & config.attention_factors() == {4}
+    assert [len(block) for block in model.input_blocks] == [1, 1, 1, 2]  # attention at 8 of 32
+    x, t = golden_data.normal((2, 3, 24, 40), 1), torch.tensor([3, 700])
+    inner = model.input_blocks[0][0]
+    inner_in, inner_out = [], []
+    inner.register_forward_hook(lambda _, given, found: inner_in.append(given[0]))
+    model.out.register_forward_hook(lambda _, given, found: inner_out.append(found))
+    y = model(x, t)
+    assert y.shape == (2, 6, 24, 40)
+    assert inner_in[0].shape == (2, 12, 12, 20)
+    for row in range(2):
+        for column in range(2):
+            torch.testing.assert_close(
+                inner_in[0][:, 2 * row + column :: 4], x[:, :, row::2, column::2]
+            )
+            torch.testing.assert_close(
+                inner_out[0][:, 2 * row + column :: 4], y[:, :, row::2, column::2]
+            )
+    assert config.size_multiple() == 4
+
+
+def test_condition_is_added_to_the_embedding():
+    model = golden_data.network(json.loads(str(GOLDEN["a/config"])), 3)
+    x, t = golden_data.normal((2, 3, 32, 32), 1), torch.tensor([3, 700])
+    zeros = torch.zeros(2, 4 * model.config.num_channels)
+    torch.testing.assert_close(model(x, t, zeros), model(x, t))
+    assert (model(x, t, zeros + 1) - model(x, t)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_size": 0}, "patch_size 0 must be at least 1"),
+        ({"patch_size": 3}, "patch_size 3 must be at least 1 and divide image_size 64"),
+        ({"patch_size": 16}, "multiple of 128 for 4 levels and patch_size 16"),
+        ({"image_size": 100}, "image_size 100 has no default"),
+        ({"channel_mult": "1,2", "image_size": 63}, "multiple of 2"),
+        ({"channel_mult": "1,x"}, "channel_mult"),
+        ({"channel_mult": "1,1e400"}, "channel_mult"),
+        ({"num_channels": 40}, "multiples of 32"),
+        ({"class_cond": True}, "class_cond"),
+        ({"num_head_channels": 48}, "attention heads"),
+    ],
+)
+def test_impossible_architectures(change, message):
+    config = json.loads(str(GOLDEN["a/config"])) | change
+    with pytest.raises(UserError, match=message):
+        UNetModel(UNetConfig(**config))

@@ -1,0 +1,441 @@
+"""Tables: what is run, what is reused, what a failure leaves, and how it is printed."""
+
+import csv
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import sample_condition
+from data.dataloader import ImageFolder
+from guided_diffusion import precision
+from guided_diffusion.precision import Execution
+from models.prior import build_prior
+from tests import golden_data
+from util import make_table
+from util.errors import UserError
+from util.metrics import perceptual
+from util.runs import restoration
+from util.tables import cells
+from util.tables.spec import build_cells, load_spec
+
+MODEL = {
+    "image_size": 16,
+    "num_channels": 32,
+    "num_res_blocks": 1,
+    "channel_mult": "1,1",
+    "attention_resolutions": "",
+    "num_head_channels": 32,
+    "learn_sigma": True,
+    "use_scale_shift_norm": True,
+    "resblock_updown": True,
+}
+DIFFUSION = {"timestep_respacing": 2}
+TASKS = {
+    "sr": {"name": "super_resolution", "scale_factor": 4},
+    "blur": {"name": "motion_blur", "kernel_size": 7},
+}
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A table config of two tasks and five rows on three small images; returns its path."""
+    torch.save(golden_data.network(MODEL, 0).state_dict(), tmp_path / "net.pt")
+    write(tmp_path / "model.yaml", {**MODEL, "model_path": str(tmp_path / "net.pt")})
+    write(tmp_path / "diffusion.yaml", DIFFUSION)
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3)).astype(np.uint8)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "data" / f"{i}.png")
+    for name, operator in TASKS.items():
+        task = {
+            "conditioning": {"method": "dpps", "params": {"scale": 0.5}},
+            "data": {"name": "folder", "root": str(tmp_path / "data")},
+            "measurement": {"operator": operator, "noise": {"name": "gaussian", "sigma": 0.01}},
+        }
+        write(tmp_path / f"{name}.yaml", task)
+    spec = {
+        "title": "A small_table",
+        "model_config": str(tmp_path / "model.yaml"),
+        "diffusion_config": str(tmp_path / "diffusion.yaml"),
+        "metrics": ["psnr", "ssim"],
+        "compare": "DPPS",
+        "tasks": [{"name": name, "config": str(tmp_path / f"{name}.yaml")} for name in TASKS],
+        "rows": [
+            {"name": "measurement", "baseline": "measurement"},
+            {"name": "classical", "baseline": "classical"},
+            {"name": "DPPS", "method": "dpps"},
+            {"name": "DPS", "method": "ps"},
+            {"name": "DDNM+", "method": "ddnm+"},
+        ],
+    }
+    return write(tmp_path / "small.yaml", spec)
+
+
+def write(path, value):
+    path.write_text(yaml.safe_dump(value))
+    return path
+
+
+def change(path, **changes):
+    return write(path, {**yaml.safe_load(path.read_text()), **changes})
+
+
+def run(table, *options):
+    root = table.parent
+    options = [f"--out={root / 'out'}", f"--cache={root / 'cache'}", "--device=cpu", *options]
+    return make_table.main([str(table), *options])
+
+
+def read_csv(table):
+    with (table.parent / "out" / "small.csv").open() as file:
+        return {(r["method"], r["task"], r["metric"]): r for r in csv.DictReader(file)}
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    """Names of the images that the network restores, in order."""
+    seen = []
+    original = cells.restore_dataset
+
+    def watch(cell, settings, dataset, names, *rest):
+        seen.extend(names)
+        return original(cell, settings, dataset, names, *rest)
+
+    monkeypatch.setattr(cells, "restore_dataset", watch)
+    return seen
+
+
+def test_a_table_and_its_files(table, capsys):
+    assert run(table, "--limit", "2") == 0  # DDNM+ cannot do motion blur: a dash, no failure
+    out = table.parent / "out"
+    markdown = (out / "small.md").read_text()
+    assert "| - [1] |" in markdown
+    assert "[1] DDNM+ needs an operator whose singular values" in markdown
+    assert "DPPS minus" in markdown
+    latex = (out / "small.tex").read_text()
+    for part in ("\\toprule", "\\midrule", "\\textbf{", "\\underline{", "\\multicolumn{2}{c}{sr}"):
+        assert part in latex
+    rows = read_csv(table)
+    assert rows["DDNM+", "blur", ""]["problem"].startswith("DDNM+ needs")
+    assert float(rows["DPPS", "sr", "psnr"]["evaluations"]) == 2
+    assert float(rows["DPPS", "sr", "psnr"]["gradients"]) == 2
+    assert float(rows["DDNM+", "sr", "psnr"]["gradients"]) == 0
+    assert float(rows["classical", "sr", "psnr"]["evaluations"]) == 0
+    with Image.open(out / "small.png") as figure:
+        assert figure.height > 6 * 16
+
+
+def test_values_are_those_of_the_images(table):
+    run(table, "--limit", "2", "--seeds", "0", "1")
+    spec = dataclasses.replace(load_spec(table), limit=2)
+    cell = build_cells(spec)[2][0]
+    from util.compute_metric import match_folders, measure
+
+    values = []
+    for seed in (0, 1):
+        folder = table.parent / "cache" / cell.key / f"seed_{seed}"
+        measured = measure(match_folders(folder / "label", folder / "recon"))
+        values.append([row["psnr"] for row in measured.rows.values()])
+    per_image = np.mean(values, axis=0)
+    row = read_csv(table)["DPPS", "sr", "psnr"]
+    assert float(row["mean"]) == pytest.approx(per_image.mean())
+    assert float(row["standard_error"]) == pytest.approx(per_image.std(ddof=1) / np.sqrt(2))
+
+
+@pytest.mark.parametrize(
+    ("noise", "note"),
+    [
+        ({"name": "poisson"}, "Noise: poisson rate 1.0."),
+        ({"name": "gaussian", "sigma": 0.5}, "Noise sigma 0.5 on the range [-1, 1]"),
+    ],
+)
+def test_the_noise_is_named_with_its_defaults(table, noise, note):
+    for name, operator in TASKS.items():
+        path = table.parent / f"{name}.yaml"
+        task = yaml.safe_load(path.read_text())
+        write(path, {**task, "measurement": {"operator": operator, "noise": noise}})
+    change(table, rows=[{"name": "measurement", "baseline": "measurement"}], compare="measurement")
+    assert run(table, "--limit", "1") == 0
+    assert note in (table.parent / "out" / "small.md").read_text()
+
+
+def test_nothing_is_run_twice(table, restored):
+    run(table, "--limit", "1")
+    first = len(restored)
+    assert first == 6  # three methods on two tasks; what DDNM+ cannot do is refused at once
+    before = read_csv(table)
+    run(table, "--limit", "1")
+    assert len(restored) == first + 1  # the cell that cannot be done is asked again
+    assert read_csv(table) == before
+    run(table, "--limit", "2")
+    assert restored[first + 1 :].count("0.png") == 1
+    assert restored[first + 1 :].count("1.png") == 5
+
+
+def test_interrupted_between_images(table, monkeypatch, restored):
+    watched = cells.restore_dataset
+
+    def interrupt(*arguments):
+        if len(restored) == 3:
+            raise KeyboardInterrupt
+        return watched(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "restore_dataset", interrupt)
+        assert run(table, "--limit", "2") == 130
+    assert "not run yet" in (table.parent / "out" / "small.md").read_text()
+    assert len(restored) == 3
+    assert run(table, "--limit", "2") == 0
+    assert len(restored) == 2 * 5 + 1
+
+
+def test_a_failure_leaves_a_dash(table, monkeypatch):
+    original = cells.restore_dataset
+
+    def fail(cell, *rest):
+        config = cell.config
+        if config.task.conditioning.name == "ps" and config.task.operator.name == "motion_blur":
+            raise RuntimeError("out of memory\nand more")
+        return original(cell, *rest)
+
+    monkeypatch.setattr(cells, "restore_dataset", fail)
+    assert run(table, "--limit", "1") == 1
+    rows = read_csv(table)
+    assert rows["DPS", "blur", ""]["problem"] == "RuntimeError: out of memory"
+    assert float(rows["DPS", "sr", "psnr"]["mean"]) > 0
+    monkeypatch.setattr(cells, "restore_dataset", original)
+    assert run(table, "--limit", "1") == 0
+    assert float(read_csv(table)["DPS", "blur", "psnr"]["mean"]) > 0
+
+
+def test_diverged_images_make_a_dash_and_are_not_run_again(table, restored):
+    rows = [{"name": "DPPS", "method": "dpps", "params": {"scale": 1e300}}]
+    change(table, rows=rows, compare=None)
+    assert run(table, "--limit", "1") == 1
+    assert "not finite" in read_csv(table)["DPPS", "sr", ""]["problem"]
+    run(table, "--limit", "1")
+    assert len(restored) == 2
+
+
+def test_an_image_that_found_no_memory_is_tried_again(table, restored, monkeypatch):
+    sample = restoration.sample
+
+    def no_memory(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(restoration, "sample", no_memory)
+    assert run(table, "--limit", "1") == 1
+    assert "out of memory" in read_csv(table)["DPPS", "sr", ""]["problem"]
+    monkeypatch.setattr(restoration, "sample", sample)
+    assert run(table, "--limit", "1") == 0
+
+
+def test_a_photograph_that_could_not_be_read_is_tried_again(table, monkeypatch):
+    load, locked = ImageFolder.read, True
+
+    def sometimes(self, name):
+        if locked and loads.append(name) is None and len(loads) > 1:  # not the first look
+            raise UserError(f"{name}: locked")
+        return load(self, name)
+
+    loads = []
+    monkeypatch.setattr(ImageFolder, "read", sometimes)
+    change(table, rows=[{"name": "DPPS", "method": "dpps"}], compare=None)
+    assert run(table, "--limit", "1") == 1
+    assert "locked" in read_csv(table)["DPPS", "sr", ""]["problem"]
+    locked = False
+    assert run(table, "--limit", "1") == 0
+
+
+def test_scales_follow_the_steps(table):
+    change(table, scale_by_steps=True)
+    by_row = {row[0].row.name: row[0] for row in build_cells(load_spec(table))}
+    scale = by_row["DPS"].config.task.conditioning.params["scale"]
+    assert scale == pytest.approx(0.5 * 1000 / 2)
+    assert "scale" not in by_row["DDNM+"].config.task.conditioning.params
+
+
+def test_scales_of_a_method_without_guidance_follow_its_own_steps(table):
+    """Guidance by operator concerns dpps alone, and so do its steps."""
+    guidance = {"super_resolution": {"timestep_respacing": 4}}
+    write(table.parent / "diffusion.yaml", {**DIFFUSION, "guidance": guidance})
+    change(table, scale_by_steps=True)
+    by_row = {row[0].row.name: row[0] for row in build_cells(load_spec(table))}
+    scales = {n: by_row[n].config.task.conditioning.params["scale"] for n in ("DPPS", "DPS")}
+    assert scales == {"DPPS": 0.5 * 1000 / 4, "DPS": 0.5 * 1000 / 2}
+
+
+def test_one_photograph_costs_the_fid_alone(table, monkeypatch):
+    monkeypatch.setattr(perceptual, "Fid", lambda *args: None)
+    assert run(table, "--limit", "1", "--metrics", "psnr", "fid") == 0
+    assert read_csv(table)["DPPS", "sr", "psnr"]["mean"]
+    assert (
+        "FID left out: it needs at least 2 images"
+        in (table.parent / "out" / "small.md").read_text()
+    )
+
+
+def test_cells_share_a_network(table, monkeypatch):
+    built = []
+
+    def watch(*args):
+        built.append(args[-1])
+        return build_prior(*args)
+
+    monkeypatch.setattr(cells, "build_prior", watch)
+    monkeypatch.setattr(precision, "_compile", lambda network, *_: network)
+    rows = [
+        {"name": n, "method": "dpps", "set": [f"diffusion.timestep_respacing={n}"]} for n in "234"
+    ]
+    change(table, rows=rows, compare=None)
+    assert run(table, "--limit", "1", "--compile") == 0
+    assert built == [Execution(None, compile=True)]
+    assert [float(read_csv(table)[n, "sr", "psnr"]["evaluations"]) for n in "234"] == [2, 3, 4]
+
+
+def test_the_key_knows_what_decides_a_result(table):
+    def keys(**changes):
+        row = build_cells(load_spec(change(table, **changes)))
+        return row[1][0].key, row[2][0].key
+
+    baseline, method = keys()
+    assert keys(title="other", figure_images=1) == (baseline, method)
+    assert keys(set=["diffusion.timestep_respacing=4"])[0] == baseline
+    assert keys(set=["diffusion.timestep_respacing=5"])[1] != method
+    assert keys(set=["task.measurement.noise.sigma=0.5"])[0] != baseline
+    assert keys(set=[], measurement_seed=3)[1] != method
+    assert keys(set=[], measurement_seed=None, precision="bf16")[0] == baseline
+    assert keys(precision="bf16")[1] != method
+    change(table, precision=None)
+    stated = ["task.data.fit=crop", "task.measurement.noise.sigma=1e-2", "diffusion.sampler=ddpm"]
+    assert keys(set=stated, measurement_seed=None) == (baseline, method)
+    folder = [f"task.data.root={table.parent}"]  # not asked whether it holds the same
+    assert baseline not in keys(set=folder)
+    assert method not in keys(set=folder)
+
+
+def test_the_key_knows_the_weights_and_not_their_path(table):
+    def key(name):
+        weights = [f"model.model_path={table.parent / name}"]
+        return build_cells(load_spec(change(table, set=weights)))[2][0].key
+
+    (table.parent / "same.pt").write_bytes((table.parent / "net.pt").read_bytes())
+    torch.save(golden_data.network(MODEL, 1).state_dict(), table.parent / "other.pt")
+    assert key("same.pt") == key("net.pt")
+    assert key("other.pt") != key("net.pt")
+
+
+def test_steadiness_over_five_seeds_of_one_measurement(table):
+    rows = [
+        {"name": n, **{k: v}}
+        for n, k, v in (("measurement", "baseline", "measurement"), ("DPPS", "method", "dpps"))
+    ]
+    change(table, rows=rows, steadiness=True, measurement_seed=0, seeds=[0, 1, 2, 3, 4])
+    assert run(table, "--limit", "1") == 0
+    found = read_csv(table)
+    assert float(found["measurement", "sr", "std_over_seeds"]["mean"]) == 0
+    assert float(found["DPPS", "sr", "std_over_seeds"]["mean"]) > 0
+    change(table, measurement_seed=None)
+    assert run(table, "--limit", "1") == 0
+    assert float(read_csv(table)["measurement", "sr", "std_over_seeds"]["mean"]) > 0
+
+
+def test_a_precision_that_the_device_lacks_leaves_dashes(table):
+    assert run(table, "--limit", "1", "--precision", "fp16") == 1  # no processor runs it
+    found = read_csv(table)
+    assert "--precision fp16" in found["DPPS", "sr", ""]["problem"]
+    assert found["classical", "sr", "psnr"]["mean"]
+    assert "The network ran in fp16." in (table.parent / "out" / "small.md").read_text()
+
+
+def test_report_and_commands(table):
+    report = table.parent / "docs" / "results.md"
+    assert run(table, "--limit", "1", f"--report={report}") == 0
+    text = report.read_text()
+    assert "## A small_table" in text
+    assert "python3 sample_condition.py" in text
+    assert f"cpu, torch {torch.__version__}" in text
+    assert "Photographs: 0.png." in text
+    assert Image.open(report.parent / "results_small.jpg").format == "JPEG"
+    assert "--set" in (table.parent / "out" / "small_commands.txt").read_text()
+
+
+def test_dry_run_takes_what_is_there(table, restored):
+    assert run(table, "--limit", "1", "--dry_run") == 1
+    assert restored == []
+    assert read_csv(table)["DPPS", "sr", ""]["problem"] == "not run yet"
+    run(table, "--limit", "1")
+    before, count = read_csv(table), len(restored)
+    run(table, "--limit", "1", "--dry_run")
+    assert len(restored) == count
+    assert read_csv(table)["DPPS", "sr", "psnr"] == before["DPPS", "sr", "psnr"]
+
+
+@pytest.mark.parametrize(("measurement_seed", "precision"), [(None, None), (5, "fp32")])
+def test_the_command_of_a_cell_reproduces_its_number(table, tmp_path, measurement_seed, precision):
+    change(table, measurement_seed=measurement_seed, precision=precision)
+    run(table, "--limit", "2", "--seeds", "3")
+    cell = build_cells(load_spec(table))[2][0]
+    words = shlex.split(cell.command(3, 2))
+    assert words[:2] == ["python3", "sample_condition.py"]
+    assert (
+        sample_condition.main([*words[2:], f"--save_dir={tmp_path / 'one'}", "--device=cpu"]) == 0
+    )
+    with (tmp_path / "one" / "super_resolution" / "metrics.csv").open() as file:
+        mean = next(float(r["psnr"]) for r in csv.DictReader(file) if r["file"] == "mean")
+    assert float(read_csv(table)["DPPS", "sr", "psnr"]["mean"]) == pytest.approx(mean, abs=1e-4)
+
+
+def test_an_unreadable_photograph_is_left_out_of_every_cell(table):
+    (table.parent / "data" / "1.png").write_bytes(b"no image")
+    assert run(table) == 0
+    assert "Left out: " in (table.parent / "out" / "small.md").read_text()
+    assert read_csv(table)["DPPS", "sr", "psnr"]["photographs"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": [{"name": "a", "method": "dpss"}]}, 'did you mean "dpps"'),
+        ({"rows": [{"name": "a", "baseline": "bicubic"}]}, "unknown baseline"),
+        ({"rows": [{"name": "a"}]}, "needs method or baseline"),
+        ({"rows": [{"name": "a", "method": "ps"}] * 2}, "names must differ"),
+        ({"rows": [{"name": "a", "method": "ps", "params": {"scal": 1}}]}, "scal"),
+        ({"compare": "nobody"}, "nobody"),
+        ({"seeds": [1, 1]}, "seeds"),
+        ({"metrics": ["psnr", "mse"]}, "mse"),
+        ({"precision": "bf8"}, 'unknown precision "bf8"; known: fp32'),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_wrong_configs_are_refused_at_the_door(table, changes, message):
+    changes = {"compare": None, **changes}
+    with pytest.raises(UserError, match=message):
+        build_cells(load_spec(change(table, **changes)))
+
+
+def test_a_damaged_manifest_starts_the_cell_anew(table, restored):
+    run(table, "--limit", "1")
+    count = len(restored)
+    for file in (table.parent / "cache").rglob("cell.json"):
+        file.write_text(json.dumps({"images": []}))
+    assert run(table, "--limit", "1") == 0
+    assert len(restored) == 2 * count
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "tables").glob("*.yaml")))
+def test_shipped_tables_are_valid(name, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    spec = load_spec(CONFIGS / "tables" / f"{name}.yaml")
+    made = build_cells(spec)
+    kinds = [row[0].row.baseline for row in made]
+    assert kinds[:2] == ["measurement", "classical"]
+    assert len({cell.key for row in made[2:] for cell in row}) == len(made[2:]) * len(spec.tasks)

@@ -1,0 +1,113 @@
+"""The effective settings of a run, for hashes: a stated default is the same as one left out."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from data.dataloader import DATASETS
+from data.masks import MaskConfig
+from guided_diffusion.condition_methods import CONDITIONING
+from guided_diffusion.measurements import OPERATORS
+from guided_diffusion.noise_models import NOISES
+from guided_diffusion.unet import UNetConfig
+from util.config.run_config import DiffusionConfig, RunConfig
+from util.config.schema import Component, dataclass_keys
+from util.hashing import path_mark
+from util.registry import ConfigKey, Registry
+
+_MEMORY_KEYS = {"use_checkpoint"}  # model keys that trade memory for time
+_NOT_READ = {"root"}  # folders of images: what they hold is known image by image
+
+
+def effective_settings(config: RunConfig) -> dict[str, Any]:
+    """The three configs with every key, those that are left out with their defaults.
+
+    Files that settings name (kernel, mask) are replaced by marks of what they hold. The folder
+    of the images stands as it is written; the checkpoint is not among the settings.
+    """
+    task = config.task
+    method = task.conditioning
+    return {
+        "model": _model(config.model.unet),
+        "diffusion": _diffusion(config.diffusion),
+        "task": {
+            "conditioning": {"method": method.name, "params": _params(CONDITIONING, method)},
+            "data": _component(DATASETS, task.data),
+            "operator": _component(OPERATORS, task.operator),
+            "noise": _component(NOISES, task.noise),
+            "mask_opt": None if task.mask_opt is None else _mask(task.mask_opt),
+            **_kept(config),
+        },
+    }
+
+
+def _model(unet: UNetConfig) -> dict[str, Any]:
+    settings = {k: v for k, v in dataclasses.asdict(unet).items() if k not in _MEMORY_KEYS}
+    settings["channel_mult"] = [float(m) for m in unet.level_multipliers()]
+    settings["attention_resolutions"] = str(unet.attention_resolutions)
+    if unet.num_heads_upsample == -1:
+        settings["num_heads_upsample"] = unet.num_heads
+    if unet.patch_size == 1:
+        del settings["patch_size"]  # results from before there was the key stay valid
+    return settings
+
+
+def _diffusion(diffusion: DiffusionConfig) -> dict[str, Any]:
+    settings = dataclasses.asdict(diffusion)
+    del settings["guidance"]  # what applies of it stands in the other keys and in conditioning
+    settings["timestep_respacing"] = str(diffusion.timestep_respacing or diffusion.steps)
+    return settings
+
+
+def _kept(config: RunConfig) -> dict[str, Any]:
+    """That known pixels are copied into the results, where they are; results from before it was
+    done stay valid where it is not."""
+    task = config.task
+    if task.operator.name != "inpainting":
+        return {}
+    sigma = 0.0 if task.noise.name == "clean" else task.noise.settings(NOISES).get("sigma")
+    measured = task.data.name == "measurements"
+    return (
+        {"keep_known": True} if (task.mask_opt or MaskConfig()).keeps_known(sigma, measured) else {}
+    )
+
+
+def _mask(mask: MaskConfig) -> dict[str, Any]:
+    settings = dataclasses.asdict(mask)
+    del settings["keep_known"]  # see _kept
+    if mask.mask_is == "kept":
+        del settings["mask_is"]
+    if mask.folder is not None:  # a mask in it belongs to its image, like the image's own file
+        return {**settings, "mask": "a folder"}
+    return _contents(settings, dataclass_keys(MaskConfig))
+
+
+def _component(registry: Registry[Any], component: Component) -> dict[str, Any]:
+    return {"name": component.name, **_params(registry, component)}
+
+
+def _params(registry: Registry[Any], component: Component) -> dict[str, Any]:
+    settings = _contents(component.settings(registry), registry.keys(component.name))
+    settings.pop("kernel_is", None)  # the kernel itself is among what decides the pixels
+    return settings
+
+
+def _contents(settings: Mapping[str, Any], keys: Mapping[str, ConfigKey]) -> dict[str, Any]:
+    """`settings` with paths replaced by marks of what lies there."""
+    return {k: path_mark(v) if _is_path(keys[k], v) else v for k, v in settings.items()}
+
+
+def _is_path(key: ConfigKey, value: Any) -> bool:
+    """Whether the value names something on the disk whose content counts.
+
+    Literals ("crop") are words, whatever lies in the working folder under their name.
+    """
+    free_text = key.type is Any or str in (key.type, *get_args(key.type))
+    return (
+        free_text
+        and key.name not in _NOT_READ
+        and isinstance(value, str)
+        and value != ""
+        and Path(value).exists()
+    )

@@ -1,0 +1,293 @@
+"""The three config files of a run as typed objects, and how they are combined."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import guided_diffusion.peer_methods  # noqa: F401 (registers its methods)
+from data.dataloader import DATASETS
+from data.masks import MaskConfig
+from guided_diffusion.condition_methods import CONDITIONING
+from guided_diffusion.gaussian_diffusion import SAMPLERS, SCHEDULES, GaussianDiffusion
+from guided_diffusion.measurements import OPERATORS
+from guided_diffusion.noise_models import NOISES
+from guided_diffusion.posterior_mean_variance import (
+    LEARNED_VARIANCE_TYPES,
+    MEAN_TYPES,
+    VARIANCE_TYPES,
+)
+from guided_diffusion.unet import UNetConfig
+from util.config.overrides import apply_overrides
+from util.config.schema import (
+    Component,
+    config_path,
+    convert,
+    parse_component,
+    parse_dataclass,
+    read_yaml,
+)
+from util.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Network architecture and its weights."""
+
+    unet: UNetConfig
+    model_path: str
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Diffusion process and sampler; the keys of a published diffusion config, and two more."""
+
+    sampler: str = "ddpm"
+    steps: int = 1000
+    noise_schedule: str = "linear"
+    model_mean_type: str = "epsilon"
+    model_var_type: str = "learned_range"
+    dynamic_threshold: bool = False
+    clip_denoised: bool = True
+    rescale_timesteps: bool = False
+    timestep_respacing: int | str = ""
+    eta: float = 0.0  # of the ddim sampler
+    # What a dpps task uses here, by operator: conditioning.params, which replace those of the task
+    # config, and timestep_respacing, which replaces the one above
+    guidance: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def guided(self, operator: str) -> tuple["DiffusionConfig", dict[str, Any]]:
+        """The config and the conditioning.params of a dpps task with this operator."""
+        params = dict(self.guidance.get(operator, {}))
+        respacing = params.pop("timestep_respacing", self.timestep_respacing)
+        return replace(self, timestep_respacing=respacing), params
+
+    def build(self) -> GaussianDiffusion:
+        """The diffusion process."""
+        return GaussianDiffusion.create(
+            self.steps,
+            self.noise_schedule,
+            self.timestep_respacing,
+            model_mean_type=self.model_mean_type,
+            model_var_type=self.model_var_type,
+            dynamic_threshold=self.dynamic_threshold,
+            clip_denoised=self.clip_denoised,
+            rescale_timesteps=self.rescale_timesteps,
+        )
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is measured, with what noise, of which images, and how it is restored."""
+
+    conditioning: Component
+    data: Component
+    operator: Component
+    noise: Component
+    mask_opt: MaskConfig | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All three, and the plain mapping they were read from (overrides included)."""
+
+    model: ModelConfig
+    diffusion: DiffusionConfig
+    task: TaskConfig
+    raw: dict[str, Any]
+
+
+def load_run_config(
+    model_path: str | Path,
+    diffusion_path: str | Path,
+    task_path: str | Path,
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """Read and check the three files. `overrides` are "SECTION.KEY=VALUE" with SECTION model,
+    diffusion or task; the diffusion config's `guidance` comes before them."""
+    raw = {
+        "model": _read_model(model_path),
+        "diffusion": read_yaml(diffusion_path),
+        "task": _read_task(task_path),
+    }
+    for override in overrides:
+        section = override.partition("=")[0].strip().split(".")[0]
+        if section not in raw:
+            raise UserError(
+                f"--set {override}: expected SECTION.KEY=VALUE, SECTION one of {', '.join(raw)}"
+            )
+    wanted = copy.deepcopy(raw)
+    apply_overrides(wanted, overrides)
+    _drop_params_of_another_method(raw["task"], wanted["task"])
+    if _applies(wanted["diffusion"], wanted["task"]):
+        _guide(raw, wanted)
+    apply_overrides(raw, overrides)
+    config = RunConfig(
+        _parse_model(raw["model"], str(model_path)),
+        _parse_diffusion(raw["diffusion"], str(diffusion_path)),
+        _parse_task(raw["task"], str(task_path)),
+        raw,
+    )
+    var_type = config.diffusion.model_var_type
+    if var_type in LEARNED_VARIANCE_TYPES and not config.model.unet.learn_sigma:
+        raise UserError(f"model_var_type {var_type} needs a model config with learn_sigma: True")
+    return config
+
+
+def _read_model(path: str | Path) -> dict[str, Any]:
+    raw = read_yaml(path)
+    if "model_path" in raw:
+        raw["model_path"] = config_path(raw["model_path"], path)
+    return raw
+
+
+def _read_task(path: str | Path) -> dict[str, Any]:
+    raw = read_yaml(path)
+    measurement = raw.get("measurement")
+    operator = measurement.get("operator") if isinstance(measurement, dict) else None
+    for section, key in ((raw.get("data"), "root"), (operator, "opt_yml_path")):
+        if isinstance(section, dict) and key in section:
+            section[key] = config_path(section[key], path)
+    return raw
+
+
+def load_model_config(path: str | Path) -> ModelConfig:
+    return _parse_model(_read_model(path), str(path))
+
+
+def load_diffusion_config(path: str | Path) -> DiffusionConfig:
+    return _parse_diffusion(read_yaml(path), str(path))
+
+
+def _parse_model(raw: dict[str, Any], where: str) -> ModelConfig:
+    raw = dict(raw)
+    if "model_path" not in raw:
+        raise UserError(f"{where}: missing key model_path")
+    model_path = convert(raw.pop("model_path"), str, f"{where}: model_path")
+    if not model_path:
+        raise UserError(f"{where}: model_path is empty; name a checkpoint file")
+    unet = parse_dataclass(UNetConfig, raw, where)
+    unet.check()
+    return ModelConfig(unet, model_path)
+
+
+def _parse_diffusion(raw: dict[str, Any], where: str) -> DiffusionConfig:
+    config = parse_dataclass(DiffusionConfig, raw, where)
+    for registry, name in (
+        (SAMPLERS, config.sampler),
+        (SCHEDULES, config.noise_schedule),
+        (MEAN_TYPES, config.model_mean_type),
+        (VARIANCE_TYPES, config.model_var_type),
+    ):
+        registry.get(name, where)
+    if config.steps < 1 or not 0 <= config.eta <= 1:
+        raise UserError(f"{where}: steps must be at least 1 and eta in [0, 1]")
+    if config.eta and config.sampler != "ddim":
+        raise UserError(f"{where}: eta belongs to sampler ddim; {config.sampler} has none")
+    betas = SCHEDULES.get(config.noise_schedule)(config.steps)
+    if not ((betas > 0) & (betas < 1)).all():
+        raise UserError(
+            f"{where}: steps: {config.steps} is too few for the {config.noise_schedule} schedule; "
+            "leave steps at 1000 and choose fewer with timestep_respacing"
+        )
+    for name, given in config.guidance.items():
+        at = f"{where}: guidance: {name}"
+        OPERATORS.get(name, f"{where}: guidance")
+        if "timestep_respacing" in given:
+            convert(given["timestep_respacing"], int | str, f"{at}: timestep_respacing")
+        guided, params = config.guided(name)
+        parse_component(CONDITIONING, "dpps", params, at)
+        guided.build()
+    config.build()  # a respacing that cannot be done is found here, not after the loading
+    return config
+
+
+def _drop_params_of_another_method(task: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Where an override chooses another method, keep of the file's params what it has as well."""
+    old, new = (c.get("conditioning") for c in (task, wanted))
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return
+    name, params = new.get("method"), old.get("params")
+    if name != old.get("method") and name in CONDITIONING.names() and isinstance(params, dict):
+        known = CONDITIONING.keys(name)
+        old["params"] = {key: value for key, value in params.items() if key in known}
+
+
+def _applies(diffusion: dict[str, Any], task: dict[str, Any]) -> bool:
+    """Whether the diffusion config has guidance for this task, method and operator."""
+    guidance, conditioning = diffusion.get("guidance"), task.get("conditioning")
+    measurement = task.get("measurement")
+    if not all(isinstance(m, dict) for m in (guidance, conditioning, measurement)):
+        return False
+    operator = measurement.get("operator")
+    name = operator.get("name") if isinstance(operator, dict) else None
+    guided = isinstance(name, str) and isinstance(guidance.get(name), dict)
+    return guided and conditioning.get("method") == "dpps"
+
+
+def _guide(raw: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Write the guidance of the wanted operator into the sections that it concerns."""
+    given = dict(wanted["diffusion"]["guidance"][wanted["task"]["measurement"]["operator"]["name"]])
+    if "timestep_respacing" in given:
+        raw["diffusion"]["timestep_respacing"] = given.pop("timestep_respacing")
+    conditioning = raw["task"].setdefault("conditioning", {})
+    params = conditioning.get("params") or {}
+    if isinstance(params, dict):  # what is not is refused when the task is parsed
+        conditioning["params"] = {**params, **given}
+
+
+_LARGEST_SIGMA = 2.0
+_TASK_KEYS = {"conditioning", "data", "measurement"}
+
+
+def _parse_task(raw: dict[str, Any], where: str) -> TaskConfig:
+    task = _section(raw, where, _TASK_KEYS)
+    conditioning = _section(task["conditioning"], f"{where}: conditioning", {"method"}, {"params"})
+    measurement = _section(
+        task["measurement"], f"{where}: measurement", {"operator", "noise"}, {"mask_opt"}
+    )
+    mask = measurement.get("mask_opt")
+    noise = _named(NOISES, measurement["noise"], f"{where}: measurement.noise")
+    sigma = noise.params.get("sigma")
+    if isinstance(sigma, float) and sigma > _LARGEST_SIGMA:
+        raise UserError(
+            f"{where}: measurement.noise: sigma {sigma:g} is on the range [-1, 1], where 2 is all "
+            f"there is from black to white; {sigma:g} of 255 levels are {sigma / 127.5:.3g}"
+        )
+    return TaskConfig(
+        parse_component(
+            CONDITIONING,
+            conditioning["method"],
+            conditioning.get("params"),
+            f"{where}: conditioning.params",
+        ),
+        _named(DATASETS, task["data"], f"{where}: data"),
+        _named(OPERATORS, measurement["operator"], f"{where}: measurement.operator"),
+        noise,
+        None if mask is None else parse_dataclass(MaskConfig, mask, f"{where}: mask_opt"),
+    )
+
+
+def _named(registry: Any, raw: Any, where: str) -> Component:
+    """A section whose `name` chooses the component and whose other keys are its settings."""
+    section = _section(raw, where, {"name"}, None)
+    rest = {k: v for k, v in section.items() if k != "name"}
+    return parse_component(registry, section["name"], rest, where)
+
+
+def _section(
+    raw: Any, where: str, required: set[str], optional: set[str] | None = frozenset()
+) -> dict[str, Any]:
+    """`raw` as a mapping with these keys; `optional` None leaves further keys unchecked."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: expected keys and values with {', '.join(sorted(required))}")
+    missing = sorted(required - raw.keys())
+    if missing:
+        raise UserError(f"{where}: missing key {', '.join(missing)}")
+    if optional is not None:
+        allowed = sorted(required | set(optional))
+        for key in raw:
+            if key not in allowed:
+                raise UserError(f'{where}: unknown key "{key}"; known: {", ".join(allowed)}')
+    return raw

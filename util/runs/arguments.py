@@ -1,0 +1,158 @@
+"""The command line of sample_condition.py."""
+
+import argparse
+import json
+
+from guided_diffusion.precision import PRECISIONS
+from util.cli import add_set, command_parser
+from util.config.run_config import RunConfig, load_run_config
+from util.errors import UserError
+
+
+def parse_args(argv: list[str] | None, text: str) -> argparse.Namespace:
+    """Checked arguments; `text` is the program's docstring, one line and then examples."""
+    parser = command_parser(text)
+    _add_config(parser.add_argument_group("what to do"))
+    _add_images(parser.add_argument_group("images and measurements"))
+    _add_running(parser.add_argument_group("how to run"))
+    _add_output(parser.add_argument_group("output"))
+    args = parser.parse_args(argv)
+    if args.gpu is not None and args.device is not None:
+        raise UserError("--gpu and --device say the same thing; give one of them")
+    if args.batch_size is None:
+        args.batch_size = "auto" if args.fast else "1"
+    args.batch_size = _batch_size(args.batch_size)
+    for name, least in (("limit", 1), ("gpu", 0), ("border", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: must be at least {least}")
+    return args
+
+
+def _add_config(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--model_config", required=True, metavar="FILE", help="network and checkpoint")
+    add("--diffusion_config", required=True, metavar="FILE", help="process and sampler")
+    add("--task_config", required=True, metavar="FILE", help="operator, noise, method, data")
+    add_set(group)
+    add("--seed", type=int, default=0, help="seed of all random numbers")
+    add(
+        "--measurement_seed",
+        type=int,
+        metavar="SEED",
+        help="seed of kernel, mask and noise, to restore one measurement several times "
+        "(default: --seed)",
+    )
+
+
+def _add_images(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--data_root", metavar="DIR", help="folder of images (task.data.root)")
+    add("--limit", type=int, metavar="N", help="restore the first N images only")
+    add(
+        "--fit",
+        metavar="HOW",
+        help="images of another size: crop, resize, pad or tile (task.data.fit)",
+    )
+    add(
+        "--measurements",
+        metavar="DIR",
+        help="folder of degraded images to restore; there are no labels",
+    )
+    add("--kernel", metavar="FILE", help="blur kernel: a picture, .npy, .pt, .mat, .csv or .txt")
+    add(
+        "--kernel_is",
+        choices=("psf", "correlation"),
+        help="the blurred picture of a point, or that turned round (left out: a picture is a psf, "
+        "an array a correlation kernel)",
+    )
+    add("--masks", metavar="PATH", help="mask, or folder of masks by image name")
+    add("--mask_is", choices=("kept", "damage"), help="what is white in a mask (left out: kept)")
+    add(
+        "--keep_known",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="copy the pixels that a mask keeps into the result (left out: where their noise is "
+        "zero, or at most 0.01 in --measurements)",
+    )
+    add(
+        "--border",
+        type=int,
+        metavar="N",
+        help="outermost pixels of --measurements that are left out of the data term",
+    )
+    add("--grey", action="store_true", help="save grey images for grey sources")
+    add(
+        "--output_depth",
+        type=int,
+        choices=(8, 16),
+        default=8,
+        help="bits of a value of restored images",
+    )
+
+
+def _add_running(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--gpu", type=int, metavar="N", help="CUDA device; the same as --device cuda:N")
+    add("--device", help="cuda, cuda:N, mps, cpu; left out: the best there is")
+    add("--batch_size", metavar="B", help="images at a time, or auto: what fits; left out: 1")
+    add("--precision", choices=PRECISIONS, help="of the network (default: the model config's)")
+    add("--compile", action="store_true", help="run the network through torch.compile")
+    add("--fast", action="store_true", help="fastest precision; on CUDA also --compile and auto")
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--save_dir", default="./results", metavar="DIR", help="results folder")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="restore anew what is finished; results of other settings are removed",
+    )
+    add(
+        "--record",
+        metavar="every=N[,gif|mp4]",
+        help="save x_t and x0_hat every N steps, and a film; left out, or none: neither",
+    )
+    loudness = group.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="warnings and errors only")
+    loudness.add_argument("--verbose", action="store_true", help="lines about the steps as well")
+
+
+def _batch_size(text: str) -> int | None:
+    """Images at a time; None for auto."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f'--batch_size {text}: expected a whole number from 1 up, or "auto"')
+    return int(text)
+
+
+def load_config(args: argparse.Namespace) -> RunConfig:
+    """The three configs with --set and the shorthands for config keys."""
+    if args.data_root is not None and args.measurements is not None:
+        raise UserError("--data_root holds clean images, --measurements degraded ones; give one")
+    given = {
+        "task.data.name": args.measurements and "measurements",
+        "task.data.root": args.data_root or args.measurements,
+        "task.data.fit": args.fit,
+        "task.data.border": args.border,
+        "task.measurement.operator.kernel": args.kernel,
+        "task.measurement.operator.kernel_is": args.kernel_is,
+        "task.measurement.mask_opt.mask": args.masks,
+        "task.measurement.mask_opt.mask_is": args.mask_is,
+        "task.measurement.mask_opt.keep_known": args.keep_known,
+    }
+    # JSON is YAML that quotes every path in it.
+    shorthands = [f"{key}={json.dumps(v)}" for key, v in given.items() if v is not None]
+    overrides = [*shorthands, *args.overrides]
+    config = load_run_config(args.model_config, args.diffusion_config, args.task_config, overrides)
+    if args.data_root is not None and config.task.data.name == "skimage":
+        raise UserError("--data_root: task.data.name skimage has no folder; leave one of them out")
+    operator = config.task.operator.name
+    for name in ("masks", "mask_is", "keep_known"):
+        if getattr(args, name) is not None and operator != "inpainting":
+            raise UserError(f"--{name}: the operator is {operator}, only inpainting has masks")
+    if args.mask_is is not None and (config.task.mask_opt is None or not config.task.mask_opt.mask):
+        raise UserError("--mask_is says what white means in --masks; give --masks as well")
+    return config

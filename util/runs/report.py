@@ -1,0 +1,141 @@
+"""report.html: the restored images to look at, sort and compare, without a network.
+
+The page links the PNG files beside it and holds its style and script itself.
+"""
+
+import html
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from data.dataloader import output_name
+from util.compute_metric import RUN_METRICS
+from util.files import read_bytes
+from util.metrics.base import get_metric
+from util.runs.manifest import read_records
+from util.runs.results import Results, Row, means_of
+
+_TEMPLATE = Path(__file__).with_name("report_template.html")
+_FORMATS = {"residual": "{:.3f}", "seconds": "{:.1f} s"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the images that a run was asked for, and all that is finished."""
+
+    rows: list[Row]  # everything finished in the folder with these settings, earlier runs too
+    failed: dict[str, str]  # asked for: name -> reason
+    missing: list[str]  # asked for, neither finished nor failed
+
+    def table(self, seconds: float) -> str:
+        return summary_table(self.rows, len(self.failed), seconds)
+
+
+def final_report(results: Results, config: str, names: Sequence[str]) -> Outcome:
+    """Write metrics.csv, the contact sheet and report.html from the manifests.
+
+    config: hash of the run's settings, names: the images it was asked for
+    """
+    records = read_records(results.root, config)
+    rows = [
+        Row(output_name(r.file), r.metrics, r.residual, r.expected_residual, r.seconds)
+        for r in records.values()
+        if r.done and results.holds(r)
+    ]
+    failed = {n: records[n].error for n in names if n in records and not records[n].done}
+    there = {row.name for row in rows}
+    missing = [n for n in names if n not in failed and output_name(n) not in there]
+    outcome = Outcome(rows, failed, missing)
+    results.save_report(rows)
+    config_text = read_bytes(results.root / "config.yaml").decode(errors="replace")
+    page = report_page(f"Restored: {results.root.name}", rows, failed, config_text)
+    results.save_text("report.html", page)
+    return outcome
+
+
+def report_page(title: str, rows: Sequence[Row], failed: Mapping[str, str], config: str) -> str:
+    """The page for finished `rows` and `failed` (name -> reason); `config` is shown as text."""
+    labelled = any(row.metrics for row in rows)
+    columns = [*(RUN_METRICS if labelled else ()), "residual", "seconds"]
+    page = _TEMPLATE.read_text(encoding="utf-8")
+    parts = {
+        "title": html.escape(title),
+        "summary": _summary(rows, failed, columns),
+        "sort": "".join(f'<option value="{c}">{_title(c)}</option>' for c in ["name", *columns]),
+        "cards": "\n".join(_card(row, columns) for row in sorted(rows, key=lambda r: r.name)),
+        "failed": _failed(failed),
+        "config": html.escape(config),
+    }
+    # One pass over the template: what is put in is never searched for placeholders.
+    for i, piece in enumerate(pieces := page.split("@@")):
+        if i % 2:
+            pieces[i] = parts[piece]
+    return "".join(pieces)
+
+
+def summary_table(rows: Sequence[Row], failed: int, seconds: float) -> str:
+    """The end of a run in a few lines: counts, and mean, least and largest of every figure."""
+    columns = [c for c in (*RUN_METRICS, "residual") if any(r.value(c) is not None for r in rows)]
+    lines = [f"{len(rows)} finished, {failed} failed, {seconds:.0f} s"]
+    if rows:
+        lines.append(f"  {'':10}{'mean':>10}{'least':>10}{'largest':>10}")
+    for column in columns:
+        values = [v for r in rows if (v := r.value(column)) is not None]
+        figures = (sum(values) / len(values), min(values), max(values))
+        cells = "".join(f"{f:10.3f}" for f in figures)
+        lines.append(f"  {_title(column):10}{cells}")
+    return "\n".join(lines)
+
+
+def _title(column: str) -> str:
+    return get_metric(column).title if column in RUN_METRICS else column
+
+
+def _value(row: Row, column: str) -> float | None:
+    return row.seconds if column == "seconds" else row.value(column)
+
+
+def _format(column: str, value: float) -> str:
+    if column in RUN_METRICS:
+        return get_metric(column).text(value)
+    return _FORMATS[column].format(value)
+
+
+def _summary(rows: Sequence[Row], failed: Mapping[str, str], columns: Sequence[str]) -> str:
+    means = means_of(rows)
+    cells = [f"<b>{len(rows)}</b> restored", f"<b>{len(failed)}</b> failed"]
+    cells += [f"mean {_title(c)} <b>{_format(c, means[c])}</b>" for c in columns if c in means]
+    return "".join(f"<span>{cell}</span>" for cell in cells)
+
+
+def _card(row: Row, columns: Sequence[str]) -> str:
+    kinds = {"input": "input", "recon": "restored"} | ({"label": "label"} if row.metrics else {})
+    figures = "".join(
+        f'<figure><img loading="lazy" src="{_link(kind, row.name)}" alt="{title}" '
+        f'data-kind="{kind}"><figcaption>{title}</figcaption></figure>'
+        for kind, title in kinds.items()
+    )
+    values = [(c, v) for c in columns if (v := _value(row, c)) is not None]
+    data = "".join(f' data-{c}="{v:.6g}"' for c, v in values)
+    text = "".join(f"<span>{_title(c)} <b>{_format(c, v)}</b></span>" for c, v in values)
+    name = html.escape(row.name)
+    return (
+        f'<article data-name="{name}"{data}><h2>{name}</h2><p>{text}</p>'
+        f'<div class="images">{figures}</div></article>'
+    )
+
+
+def _link(kind: str, name: str) -> str:
+    return quote(os.fsencode(f"{kind}/{name}.png"))
+
+
+def _failed(failed: Mapping[str, str]) -> str:
+    if not failed:
+        return ""
+    items = "".join(
+        f"<li><b>{html.escape(name)}</b>: {html.escape(reason)}</li>"
+        for name, reason in sorted(failed.items())
+    )
+    return f'<section id="failed"><h2>Failed</h2><ul>{items}</ul></section>'

@@ -1,0 +1,354 @@
+"""Restore the images of a data set, batch by batch: read, measure, sample, save, record."""
+
+import dataclasses
+import functools
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.dataloader import Dataset, Photograph
+from guided_diffusion.condition_methods import CONDITIONING, ConditioningMethod, StepResult
+from guided_diffusion.measurements import KernelBlur, Operator
+from guided_diffusion.precision import uncompiled
+from guided_diffusion.sampling import Prior, sample
+from util.config.run_config import RunConfig
+from util.errors import OutputError, UserError
+from util.logger import get_logger
+from util.metrics.base import get_metric
+from util.randomness import ImageKey, PerImageNoise
+from util.runs.background import Background
+from util.runs.batching import fitting_batch, is_out_of_memory, release_memory
+from util.runs.distributed import World
+from util.runs.interrupt import Interrupted, StopRequest
+from util.runs.manifest import Manifest, Record
+from util.runs.problems import Batch, Case, ProblemBuilder, Residual
+from util.runs.progress import Progress
+from util.runs.recording import Recorder, RecordOptions
+from util.runs.results import PictureForm, Results
+from util.runs.sources import Sources
+
+OUT_OF_MEMORY = "out of memory"  # how the reason of such a failure begins
+NOT_FINITE = "the sample is not finite"
+_NO_MEMORY = object()
+_READINGS = 3  # of an image whose files change meanwhile
+_READ_AHEAD = 4  # images decoded while others are restored
+_MOST_WAITING = 4  # batches that images of several sizes may fill in memory
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line adds to the configs."""
+
+    seed: int = 0
+    batch_size: int | None = 1  # None: the largest that fits
+    record: RecordOptions = field(default_factory=RecordOptions)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    grey: bool = False  # save images whose source is grey as grey
+    output_depth: int = 8  # bits of a value of the restored images, 8 or 16
+    # Seed of the measurement (kernel, mask, noise); None: `seed`. Fixed, it lets one measurement
+    # be restored several times.
+    measurement_seed: int | None = None
+
+    @property
+    def seed_of_measurement(self) -> int:
+        return self.seed if self.measurement_seed is None else self.measurement_seed
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A restored batch, on the CPU, still to be saved."""
+
+    cases: Sequence[Case]
+    images: Tensor  # [B, 3, H, W]
+    residuals: Sequence[Residual]
+    y: Tensor  # [B, ...]
+    views: Tensor  # of y, [B, 3, h, w]
+    arrays: Sequence[dict[str, np.ndarray]]  # masks, by image
+    recorder: Recorder
+    seconds: float  # per image
+
+
+def _reason(error: Exception) -> str:
+    """Why an image failed, in one line; what is our own fault also as a traceback for --verbose."""
+    if isinstance(error, UserError):
+        return str(error)
+    get_logger().debug("%s", "".join(traceback.format_exception(error)))
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first} (--verbose shows where)"
+
+
+class Restoration:
+    """One rank's part of a run: it restores names and records what became of them."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        settings: Settings,
+        dataset: Dataset,
+        prior: Prior,
+        results: Results,
+        world: World | None = None,
+        stop: StopRequest | None = None,
+    ) -> None:
+        self.settings, self.dataset, self.prior, self.results = settings, dataset, prior, results
+        self.method: ConditioningMethod = config.task.conditioning.build(CONDITIONING)
+        prior.check_method(self.method)
+        self.builder = ProblemBuilder(
+            config, dataset, settings.seed_of_measurement, settings.device
+        )
+        self.operator: Operator = self.builder.probe
+        self.method.check(self.operator, self.builder.noiser)
+        self.sources = Sources(dataset, config.task.mask_opt)
+        self.world = world or World()
+        self.stop = stop or StopRequest()
+        self.manifest = Manifest(results.root, self.world.rank)
+        self.restored: list[str] = []
+        self.failed: dict[str, str] = {}  # name -> reason
+        self._kernel_shown = False
+        self._sizes: dict[tuple[int, int], int] = {}  # of batches, by the size of the image
+
+    def run(self, names: Sequence[str], config_hash: str, images: int | None = None) -> None:
+        """Restore `names`, this rank's share of `images` in the whole job.
+
+        config_hash: of the settings that decide the pixels, for the records
+
+        An image that cannot be read or restored, or whose sample is not finite, is recorded as
+        failed and left out. Raises Interrupted after a signal and OutputError where nothing can be
+        written; everything finished before is recorded.
+        """
+        self.config_hash = config_hash
+        steps = self.method.first_step(self.prior.diffusion) + 1
+        images = len(names) if images is None else images
+        self.progress = Progress(images, len(names), steps, self.world)
+        try:
+            with Background() as self.background:
+                for cases in self._batches(names):
+                    self._restore(cases)
+        finally:
+            self.progress.close()
+            self.world.beat(self.progress.counts, last=True)
+
+    def _batches(self, names: Sequence[str]) -> Iterator[list[Case]]:
+        """Readable images in batches of one size; the others are recorded as failed."""
+        waiting: dict[tuple[int, int], list[Case]] = {}  # by size
+        ahead = self.background.ahead(self._read, names, _READ_AHEAD)
+        for position, (name, load) in enumerate(ahead):
+            self.stop.check()
+            case = self._case(name, load)
+            if case is _NO_MEMORY:
+                yield from waiting.values()  # they may hold the memory that is missing
+                waiting.clear()
+                case = self._second_try(name)
+            if case is None:
+                continue
+            waiting.setdefault(case.size, []).append(case)
+            batch_size = self._batch_size(case, len(names) - position)
+            if len(waiting[case.size]) >= batch_size:
+                yield waiting.pop(case.size)
+            elif sum(map(len, waiting.values())) >= _MOST_WAITING * batch_size:
+                yield waiting.pop(max(waiting, key=lambda size: len(waiting[size])))
+        yield from waiting.values()
+
+    def _second_try(self, name: str) -> Case | None:
+        release_memory(self.settings.device)
+        case = self._case(name, lambda: self._read(name))
+        if case is not _NO_MEMORY:
+            return case
+        self._fail(name, f"{OUT_OF_MEMORY} when it was read and measured; use a smaller image")
+        release_memory(self.settings.device)
+        return None
+
+    def _read(self, name: str) -> tuple[Photograph, dict[str, Any]]:
+        """The image called `name`, and what marks the files that it is made from; the mark is
+        taken before, so that `_case` can tell whether they changed meanwhile."""
+        mark = self.sources.mark(name)
+        return self.dataset.read(name), mark
+
+    def _case(self, name: str, read: Callable[[], tuple[Photograph, dict[str, Any]]]) -> Any:
+        """The image called `name` that read() gives, measured: a Case; None if that cannot be
+        done, _NO_MEMORY if not now."""
+        try:
+            for _ in range(_READINGS):
+                photograph, mark = read()
+                case = dataclasses.replace(self.builder.measure(name, photograph), source=mark)
+                if self.sources.unchanged(name, mark):
+                    return case
+                read = functools.partial(self._read, name)
+            self._fail(name, f"{name}: changes while it is read")
+        except OutputError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                return _NO_MEMORY
+            self._fail(name, _reason(error))
+        return None
+
+    def _batch_size(self, case: Case, remaining: int) -> int:
+        """Images to restore at a time that look like `case`."""
+        if case.size not in self._sizes:
+            # Compiling for every size that is only tried would take longer than it saves.
+            prior = dataclasses.replace(self.prior, model=uncompiled(self.prior.model))
+
+            def try_steps(size: int) -> None:
+                batch, noise = self._pose([case] * size, prior)
+                x = self.method.start(batch.problem, noise)
+                first = self.method.first_step(self.prior.diffusion)
+                for t in (first, 1, 0):
+                    if t <= first:  # the late steps have the most candidates
+                        x = self.method.step(batch.prior.reverse, x, t, batch.problem, noise).x
+
+            try:
+                self._sizes[case.size] = self.settings.batch_size or fitting_batch(
+                    try_steps, self.settings.device, remaining
+                )
+            except OutputError:
+                raise
+            except Exception:  # of this image perhaps alone; restoring it will say so
+                return 1
+        return self._sizes[case.size]
+
+    def _restore(self, cases: Sequence[Case]) -> None:
+        """Restore a batch; where memory runs out, its halves one after the other, and where
+        anything else goes wrong, its images one by one, so that an image which cannot be restored
+        fails alone."""
+        try:
+            finished = self._restore_whole(cases)
+        except (OutputError, Interrupted):
+            raise
+        except Exception as error:
+            finished, memory, reason = None, is_out_of_memory(error), _reason(error)
+        if finished is not None:
+            self.background.submit(self._save, finished)
+            return
+        # Outside the handler: until here the exception kept the failed batch in memory.
+        release_memory(self.settings.device)
+        self.progress.forget_steps(len(cases))
+        if len(cases) == 1:
+            if memory:
+                reason = f"{OUT_OF_MEMORY} with one image at a time; use a smaller model or image"
+            self._fail(cases[0].key.name, reason, cases[0])
+            return
+        size = len(cases) // 2 if memory else 1
+        if memory:
+            get_logger().warning(
+                "out of memory with %d images at a time; trying %d", len(cases), size
+            )
+            self._sizes[cases[0].size] = size
+        for start in range(0, len(cases), size):
+            self._restore(cases[start : start + size])
+
+    def _pose(self, cases: Sequence[Case], prior: Prior) -> tuple[Batch, PerImageNoise]:
+        keys = [ImageKey(self.settings.seed, case.key.name) for case in cases]
+        batch = self.builder.pose(list(cases), prior)
+        return batch, PerImageNoise(keys, self.settings.device)
+
+    def _restore_whole(self, cases: Sequence[Case]) -> "_Finished":
+        started = time.perf_counter()
+        batch, noise = self._pose(cases, self.prior)
+        self._show_kernel(cases[0])
+        outputs = [case.output for case in cases]
+        record, submit = self.settings.record, self.background.submit
+        recorder = Recorder(self.results, outputs, record, batch.finish, submit)
+
+        def after_step(t: int, result: StepResult) -> None:
+            self.stop.check()
+            recorder.save(t, result)
+            self.progress.step(len(cases), result.distance)
+
+        self.progress.begin_batch(len(cases))
+        x = sample(batch.prior, self.method, batch.problem, noise, after_step)
+        return _Finished(
+            batch.cases,
+            batch.results(x).cpu(),
+            batch.residuals(x),
+            batch.y.cpu(),
+            batch.operator.view(batch.y).cpu(),
+            batch.operator.saved_per_image(),
+            recorder,
+            (time.perf_counter() - started) / len(cases),
+        )
+
+    def _show_kernel(self, case: Case) -> None:
+        """With --verbose, once: a measurement restored classically with the kernel of its file and
+        with the same turned round. The residual cannot tell them apart; a look can."""
+        operator = case.operator
+        if not self.dataset.measured or not isinstance(operator, KernelBlur) or self._kernel_shown:
+            return
+        self._kernel_shown = True
+        if not get_logger().isEnabledFor(logging.DEBUG):
+            return
+        turned = KernelBlur(operator.context, operator.kernel[::-1, ::-1])
+        for kind, blur in (("as_read", operator), ("turned", turned)):
+            self.results.save_image(f"kernel_{kind}", case.output, blur.classical(case.y[None])[0])
+        get_logger().debug(
+            "look at kernel_as_read/%s.png and kernel_turned/%s.png: the sharper one tells which "
+            "--kernel_is is right",
+            *(case.output, case.output),
+        )
+
+    def _save(self, done: "_Finished") -> None:
+        """Files first, then the record, so that what is recorded is there."""
+        for i, case in enumerate(done.cases):
+            try:
+                self._save_one(done, i)
+            except (OutputError, MemoryError):
+                raise
+            except Exception as error:  # of a metric, say: it concerns this image alone
+                self._fail(case.key.name, _reason(error), case)
+
+    def _save_one(self, done: "_Finished", i: int) -> None:
+        case, image = done.cases[i], done.images[i]
+        self.results.save_measurement(case.output, done.y[i], done.views[i])
+        for stem, array in (done.arrays[i] if done.arrays else {}).items():
+            self.results.save_mask(case.output, stem, array)
+        if torch.isfinite(image).all():
+            self._save_film(done.recorder, case)
+            self._save_image(case, image, done.residuals[i], done.seconds)
+        else:
+            reason = f"{NOT_FINITE}; nothing was saved. Try a smaller conditioning.params.scale"
+            self._fail(case.key.name, reason, case)
+
+    def _save_film(self, recorder: Recorder, case: Case) -> None:
+        """The film of an image that is about to be saved, with it or without it."""
+        try:
+            recorder.save_film(case.output)
+        except OutputError:
+            raise
+        except Exception as error:  # encoders raise whatever they like
+            reason = f"{type(error).__name__}: {error}"
+            get_logger().warning("%s: restored, but without a film (%s)", case.key.name, reason)
+
+    def _save_image(self, case: Case, image: Tensor, residual: Residual, seconds: float) -> None:
+        grey = self.settings.grey and case.grey
+        form = PictureForm(grey, self.settings.output_depth, case.dpi)
+        metrics = self.results.save_restored(case.output, case.label, image, form)
+        name = case.key.name
+        figures = {"residual": residual.norm, "expected_residual": residual.expected}
+        files = self.results.marks(case.output)
+        self.manifest.append(
+            self._record(name, case, seconds=seconds, metrics=metrics, files=files, **figures)
+        )
+        self.restored.append(name)
+        text = [f"{get_metric(m).title} {get_metric(m).text(v)}" for m, v in metrics.items()]
+        self.progress.finish(name, ", ".join([*text, f"residual {residual.norm:.3f}"]))
+        if self.dataset.measured and residual.misfit:
+            get_logger().warning("%s: %s", name, residual.misfit)
+
+    def _fail(self, name: str, reason: str, case: Case | None = None) -> None:
+        for known in (name, self.dataset.path(name)):  # every line begins with the name
+            reason = reason.removeprefix(f"{known}: ")
+        self.manifest.append(self._record(name, case, error=reason))
+        self.failed[name] = reason
+        self.progress.fail(name, reason)
+
+    def _record(self, name: str, case: Case | None, **what: Any) -> Record:
+        source = dict(case.source) if case else {}
+        seed = self.settings.seed
+        return Record(name, self.config_hash, seed, time.time(), source=source, **what)

@@ -1,0 +1,286 @@
+"""The results folder of a run: every file is written under a temporary name and then moved."""
+
+import csv
+import io
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import yaml
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from data.dataloader import output_name
+from data.image_files import eight_bit, encode_png, read_image
+from util.atomic import save_atomically
+from util.compute_metric import RUN_METRICS, decimal, run_metrics
+from util.errors import OutputError, UserError
+from util.files import file_mark, same_file, shown
+from util.img_utils import to_pixels
+from util.logger import get_logger
+from util.runs.manifest import Record
+
+SHEET_ROWS = 16  # a contact sheet shows this many images at most
+QUANTITIES = ("x_t", "x0_hat")  # of progress images
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_KINDS = ("input", "recon", "label", "mask")  # images of one image
+_SHEET_CELL = 512  # pixels; larger images are shrunk
+_SHEET_GAP = 8
+_SHEET_HEADER = 24
+RESIDUALS = ("residual", "expected_residual")  # where there is no label
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the reports say about one restored image; `name` is that of its files."""
+
+    name: str
+    metrics: dict[str, float]  # empty where there is no label
+    residual: float | None = None
+    expected_residual: float | None = None  # what the stated noise alone would leave
+    seconds: float = 0.0
+
+    def value(self, column: str) -> float | None:
+        return self.metrics.get(column) if column in RUN_METRICS else getattr(self, column)
+
+
+@dataclass(frozen=True)
+class PictureForm:
+    """How a restored image is saved."""
+
+    grey: bool = False  # with one channel
+    depth: int = 8  # bits of a value, 8 or 16
+    dpi: tuple[float, float] | None = None  # pixels an inch, across and down
+
+
+@dataclass
+class Results:
+    """Files of one run below `<save_dir>/<operator>`.
+
+    input, recon, label: images under the path of their source; progress: a folder per image.
+    What is known about the images stands in the manifest, not here.
+    """
+
+    root: Path
+
+    def path(self, kind: str, name: str, suffix: str = ".png") -> Path:
+        """Where the `kind` file of the image called `name` (no ending) lies."""
+        return self.root / kind / (name + suffix)
+
+    def marks(self, name: str) -> dict[str, Any]:
+        """Size, time and SHA-256 of the files of the image called `name` (no ending), by their
+        paths below the folder."""
+        paths = [p for p in self._files(name) if p.is_file()]
+        return {p.relative_to(self.root).as_posix(): file_mark(p) for p in paths}
+
+    def holds(self, record: Record) -> bool:
+        """Whether all that belongs to a finished image is there, as it was written."""
+        if record.files:
+            paths = {self.root / file: mark for file, mark in record.files.items()}
+            return all(os.path.isfile(p) and same_file(p, mark) for p, mark in paths.items())
+        # Recorded before files were marked: they must be there and end as such files end.
+        name, kinds = output_name(record.file), ("input", "recon", "label")
+        return all(_is_whole(self.path(k, name)) for k in (kinds if record.metrics else kinds[:2]))
+
+    def _files(self, name: str) -> list[Path]:
+        return [*(self.path(kind, name) for kind in _KINDS), self.path("input", name, ".npy")]
+
+    def remove(self, name: str) -> None:
+        """Remove the files of the image called `name` (no ending), those that are there."""
+        files = self._files(name)
+        progress = self.root / "progress" / name
+        files += [p for q in QUANTITIES for p in progress.glob(f"{q}_*.png")]
+        files += progress.glob("film.*")
+        try:
+            for file in files:
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"{file}: cannot be removed ({error.strerror or error})") from None
+
+    def check_space(self, needed: int) -> None:
+        """OutputError where less than `needed` bytes are free."""
+        folder = self.root
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OutputError(
+                f"{self.root}: the results take at least {needed / 2**20:,.0f} MiB, and "
+                f"{free / 2**20:,.0f} are free; free some space, choose another --save_dir, or "
+                "restore fewer (--limit) or record less (--record)"
+            )
+
+    def save_run(self, config: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+        """config.yaml: the exact configs, overrides included, and the settings and versions."""
+        packages = ("torch", "numpy", "scipy", "pillow", "scikit-image")
+        versions = {name: version(name) for name in packages}
+        versions["python"] = platform.python_version()
+        document = {**plain(config), "run": {**plain(run), "versions": versions}}
+        text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+        self._write(self.root / "config.yaml", text.encode())
+
+    def save_array(self, stem: str, array: np.ndarray) -> None:
+        """An array of the run, such as the blur kernel: .npy, and .png to look at."""
+        self._write_array(self.root / f"{stem}.npy", array)
+        if array.ndim == 2:
+            self._write_image(self.root / f"{stem}.png", _grey(array))
+
+    def save_mask(self, name: str, stem: str, mask: np.ndarray) -> None:
+        """An array of one image, such as its mask, as a picture that can be read back."""
+        self._write_image(self.path(stem, name), _grey(mask))
+
+    def save_measurement(self, name: str, y: Tensor, view: Tensor) -> None:
+        """y [C, h, w] as floats, and `view` [3, h, w] as an image."""
+        self._write_array(self.path("input", name, ".npy"), y.float().cpu().numpy())
+        self._write_image(self.path("input", name), to_pixels(view))
+
+    def progress_path(self, name: str, quantity: str, step: int) -> Path:
+        """Where x_t or x0_hat lies, `step` steps before the end."""
+        return self.path("progress", f"{name}/{quantity}_{step:04d}")
+
+    def save_progress(self, name: str, quantity: str, step: int, x: Tensor) -> None:
+        self._write_image(self.progress_path(name, quantity, step), to_pixels(x))
+
+    def save_image(
+        self, kind: str, name: str, x: Tensor, form: PictureForm = PictureForm()
+    ) -> np.ndarray:
+        """Save [3, H, W] as `kind`; returns the pixels [H, W, 3] of the file, uint8."""
+        x = x.mean(0, keepdim=True).expand_as(x) if form.grey else x
+        pixels = to_pixels(x, form.depth)
+        self._write_image(self.path(kind, name), pixels[..., 0] if form.grey else pixels, form.dpi)
+        return eight_bit(pixels)
+
+    def save_restored(
+        self, name: str, label: Tensor | None, recon: Tensor, form: PictureForm = PictureForm()
+    ) -> dict[str, float]:
+        """Restored image and label [3, H, W]; returns the metrics of their 8-bit pixels.
+
+        Without a label there are none.
+        """
+        if label is None:
+            self.save_image("recon", name, recon, form)
+            return {}
+        label_pixels = self.save_image("label", name, label, form)
+        pixels = self.save_image("recon", name, recon, form)
+        return run_metrics(label_pixels, pixels)
+
+    def save_report(self, rows: Sequence[Row]) -> None:
+        """metrics.csv, mean last, and the contact sheet of the first images."""
+        if not rows:
+            return
+        rows = sorted(rows, key=lambda row: row.name)
+        labelled = [row for row in rows if row.metrics]
+        known = means_of(rows)
+        columns = RUN_METRICS if labelled else [c for c in RESIDUALS if c in known]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["file", *columns])
+        for row in labelled or rows:
+            writer.writerow([row.name, *(decimal(row.value(c), c) for c in columns)])
+        writer.writerow(["mean", *(decimal(known.get(c), c) for c in columns)])
+        self._write(self.root / "metrics.csv", text.getvalue().encode(errors="surrogateescape"))
+        kinds = ("input", "recon", "label") if labelled else ("input", "recon")
+        titles = [{"recon": "restored"}.get(kind, kind) for kind in kinds]
+        paths = [[self.path(k, row.name) for k in kinds] for row in (labelled or rows)[:SHEET_ROWS]]
+        self._write_image(self.root / "contact_sheet.png", np.asarray(contact_sheet(paths, titles)))
+
+    def save_text(self, name: str, text: str) -> None:
+        """A text file of the run."""
+        self._write(self.root / name, text.encode(errors="backslashreplace"))
+
+    def _write_array(self, path: Path, array: np.ndarray) -> None:
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        self._write(path, buffer.getvalue())
+
+    def _write_image(
+        self, path: Path, pixels: np.ndarray, dpi: tuple[float, float] | None = None
+    ) -> None:
+        self._write(path, encode_png(pixels, dpi))
+
+    def _write(self, path: Path, data: bytes) -> None:
+        self.write_file(path, lambda file: file.write(data))
+
+    def write_file(self, path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+        """Let `write(file)` fill the file `path`: it appears whole or not at all."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_atomically(path, write)
+        except OSError as error:
+            raise OutputError(
+                f"{shown(path)}: cannot be written ({error.strerror or error}); free some space or "
+                "choose another --save_dir. What is finished is kept: the same command goes on"
+            ) from None
+
+
+def means_of(rows: Sequence[Row]) -> dict[str, float]:
+    """Mean of every metric, and of the residual, over the rows that have it."""
+    means = {}
+    for column in (*RUN_METRICS, *RESIDUALS):
+        values = [v for row in rows if (v := row.value(column)) is not None]
+        if values:
+            means[column] = float(np.mean(values))
+    return means
+
+
+def plain(value: Any) -> Any:
+    """`value` with tuples as lists and paths as strings, for a safe YAML writer."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value if isinstance(value, int | float | str | None) else str(value)
+
+
+def _grey(array: np.ndarray) -> np.ndarray:
+    """Non-negative [H, W] scaled so that its largest value is white."""
+    scaled = np.clip(array, 0, None) / max(float(array.max()), 1e-12) * 255
+    return scaled.round().astype(np.uint8)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a PNG file is there and was written to its end."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return file.read() == _PNG_END
+    except OSError:
+        return False
+
+
+def _thumbnail(path: Path) -> Image.Image:
+    try:
+        thumbnail = read_image(path)
+    except UserError as error:  # damaged since it was written; the next run makes it again
+        get_logger().warning("%s; left out of the contact sheet", error)
+        return Image.new("RGB", (1, 1), "white")
+    thumbnail.thumbnail((_SHEET_CELL, _SHEET_CELL))
+    return thumbnail
+
+
+def contact_sheet(rows: Sequence[Sequence[Path]], titles: Sequence[str]) -> Image.Image:
+    """Image files in rows under `titles`; small measurements are enlarged without smoothing."""
+    images = [[_thumbnail(path) for path in row] for row in rows]
+    widths = [image.width for row in images for image in row]
+    heights = [image.height for row in images for image in row]
+    cell = (max(widths), max(heights))
+    pitch_x, pitch_y = cell[0] + _SHEET_GAP, cell[1] + _SHEET_GAP
+    size = (pitch_x * len(titles) + _SHEET_GAP, pitch_y * len(rows) + _SHEET_HEADER)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        centre = _SHEET_GAP + column * pitch_x + cell[0] / 2
+        draw.text((centre, _SHEET_HEADER / 2), title, fill="black", anchor="mm")
+    for i, row in enumerate(images):
+        for column, image in enumerate(row):
+            scale = min(cell[0] / image.width, cell[1] / image.height)
+            scaled = (round(image.width * scale), round(image.height * scale))
+            image = image.resize(scaled, Image.Resampling.NEAREST)
+            sheet.paste(image, (_SHEET_GAP + column * pitch_x, _SHEET_HEADER + i * pitch_y))
+    return sheet
