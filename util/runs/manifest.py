@@ -1,10 +1,11 @@
 """What a results folder already holds: one JSON line per image, appended when it is finished.
 
 Each rank of a job appends to its own file, manifest.RANK.jsonl; all of them are read at the
-start. Lines are of two kinds:
+start. Lines are of three kinds:
 
   {"settings": {...}, "config": HASH}   the settings that decide the pixels
   {"file": ..., "config": HASH, ...}    one image: the fields of Record
+  {"sets": {...}, "config": HASH}       metrics of sets of images (FID)
 """
 
 import dataclasses
@@ -33,6 +34,8 @@ class Record:
     seed: int
     time: float  # when it was finished, seconds since 1970
     seconds: float = 0.0  # that its restoration took
+    evaluations: float = 0.0  # of the network
+    gradients: float = 0.0  # those of them that were also differentiated
     residual: float | None = None  # || y - A(x) || of the restored image
     expected_residual: float | None = None  # what the stated noise alone would leave
     metrics: dict[str, float] = field(default_factory=dict)  # where there is a label
@@ -59,6 +62,10 @@ class Manifest:
 
     def append_settings(self, settings: Mapping[str, Any]) -> None:
         self._append({"settings": dict(settings), "config": settings_hash(settings)})
+
+    def append_sets(self, sets: Mapping[str, float], config: str) -> None:
+        """Metrics of sets of images, by a name that tells the set."""
+        self._append({"sets": dict(sets), "config": config})
 
     def _append(self, line: Mapping[str, Any]) -> None:
         """On the disk when this returns. A line torn by an earlier crash is left behind."""
@@ -137,6 +144,15 @@ def _is_map(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def read_sets(root: Path, config: str) -> dict[str, float]:
+    """Metrics of sets of images, as `Manifest.append_sets` keeps them."""
+    sets: dict[str, float] = {}
+    for line in _lines(root):
+        if line["config"] == config and isinstance(line.get("sets"), dict):
+            sets |= {k: v for k, v in line["sets"].items() if _is_number(v)}
+    return sets
 
 
 def check_settings(root: Path, settings: Mapping[str, Any]) -> bool:

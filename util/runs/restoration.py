@@ -5,16 +5,17 @@ import functools
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.dataloader import Dataset, Photograph
 from guided_diffusion.condition_methods import CONDITIONING, ConditioningMethod, StepResult
+from guided_diffusion.gaussian_diffusion import Model
 from guided_diffusion.measurements import KernelBlur, Operator
 from guided_diffusion.precision import uncompiled
 from guided_diffusion.sampling import Prior, sample
@@ -72,7 +73,7 @@ class _Finished:
     views: Tensor  # of y, [B, 3, h, w]
     arrays: Sequence[dict[str, np.ndarray]]  # masks, by image
     recorder: Recorder
-    seconds: float  # per image
+    cost: dict[str, float]  # seconds, evaluations and gradients of an image
 
 
 def _reason(error: Exception) -> str:
@@ -82,6 +83,20 @@ def _reason(error: Exception) -> str:
     get_logger().debug("%s", "".join(traceback.format_exception(error)))
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first} (--verbose shows where)"
+
+
+class _Counting(nn.Module):
+    """A network that counts the images it has seen."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+        self.evaluations = self.gradients = 0
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.evaluations += len(x)
+        self.gradients += len(x) * x.requires_grad
+        return self.model(x, t)
 
 
 class Restoration:
@@ -109,8 +124,6 @@ class Restoration:
         self.world = world or World()
         self.stop = stop or StopRequest()
         self.manifest = Manifest(results.root, self.world.rank)
-        self.restored: list[str] = []
-        self.failed: dict[str, str] = {}  # name -> reason
         self._kernel_shown = False
         self._sizes: dict[tuple[int, int], int] = {}  # of batches, by the size of the image
 
@@ -250,8 +263,9 @@ class Restoration:
         return batch, PerImageNoise(keys, self.settings.device)
 
     def _restore_whole(self, cases: Sequence[Case]) -> "_Finished":
-        started = time.perf_counter()
-        batch, noise = self._pose(cases, self.prior)
+        started, compiled = time.perf_counter(), self._compile_seconds()
+        counting = _Counting(self.prior.model)
+        batch, noise = self._pose(cases, dataclasses.replace(self.prior, model=counting))
         self._show_kernel(cases[0])
         outputs = [case.output for case in cases]
         record, submit = self.settings.record, self.background.submit
@@ -264,6 +278,7 @@ class Restoration:
 
         self.progress.begin_batch(len(cases))
         x = sample(batch.prior, self.method, batch.problem, noise, after_step)
+        seconds = time.perf_counter() - started
         return _Finished(
             batch.cases,
             batch.results(x).cpu(),
@@ -272,8 +287,15 @@ class Restoration:
             batch.operator.view(batch.y).cpu(),
             batch.operator.saved_per_image(),
             recorder,
-            (time.perf_counter() - started) / len(cases),
+            {
+                "seconds": (seconds - (self._compile_seconds() - compiled)) / len(cases),
+                "evaluations": counting.evaluations / len(cases),
+                "gradients": counting.gradients / len(cases),
+            },
         )
+
+    def _compile_seconds(self) -> float:
+        return getattr(self.prior.model, "compile_seconds", 0.0)
 
     def _show_kernel(self, case: Case) -> None:
         """With --verbose, once: a measurement restored classically with the kernel of its file and
@@ -310,7 +332,7 @@ class Restoration:
             self.results.save_mask(case.output, stem, array)
         if torch.isfinite(image).all():
             self._save_film(done.recorder, case)
-            self._save_image(case, image, done.residuals[i], done.seconds)
+            self._save_image(case, image, done.residuals[i], done.cost)
         else:
             reason = f"{NOT_FINITE}; nothing was saved. Try a smaller conditioning.params.scale"
             self._fail(case.key.name, reason, case)
@@ -325,17 +347,16 @@ class Restoration:
             reason = f"{type(error).__name__}: {error}"
             get_logger().warning("%s: restored, but without a film (%s)", case.key.name, reason)
 
-    def _save_image(self, case: Case, image: Tensor, residual: Residual, seconds: float) -> None:
+    def _save_image(
+        self, case: Case, image: Tensor, residual: Residual, cost: Mapping[str, float]
+    ) -> None:
         grey = self.settings.grey and case.grey
         form = PictureForm(grey, self.settings.output_depth, case.dpi)
         metrics = self.results.save_restored(case.output, case.label, image, form)
         name = case.key.name
-        figures = {"residual": residual.norm, "expected_residual": residual.expected}
+        figures = {"residual": residual.norm, "expected_residual": residual.expected, **cost}
         files = self.results.marks(case.output)
-        self.manifest.append(
-            self._record(name, case, seconds=seconds, metrics=metrics, files=files, **figures)
-        )
-        self.restored.append(name)
+        self.manifest.append(self._record(name, case, metrics=metrics, files=files, **figures))
         text = [f"{get_metric(m).title} {get_metric(m).text(v)}" for m, v in metrics.items()]
         self.progress.finish(name, ", ".join([*text, f"residual {residual.norm:.3f}"]))
         if self.dataset.measured and residual.misfit:
@@ -345,7 +366,6 @@ class Restoration:
         for known in (name, self.dataset.path(name)):  # every line begins with the name
             reason = reason.removeprefix(f"{known}: ")
         self.manifest.append(self._record(name, case, error=reason))
-        self.failed[name] = reason
         self.progress.fail(name, reason)
 
     def _record(self, name: str, case: Case | None, **what: Any) -> Record:

@@ -1,139 +1,63 @@
 """Runs the cells of tables, reusing every image that is there.
 
-A cell's folder is `<cache>/<hash of its config>/seed_<k>` (and the device, if it is no CPU): the
-images of a results folder and `cell.json`, which says of each finished image how long it took and
-what it scored.
+A cell's folder is `<cache>/<hash of its config>/seed_<k>` (and the device, if it is no CPU): a
+results folder like any other, planned, resumed and read through its manifest.
 """
 
 import dataclasses
-import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from data.dataloader import DATASETS, Dataset, output_name
 from guided_diffusion.precision import Execution
 from guided_diffusion.sampling import Prior
 from models.prior import build_prior, with_process
-from util.atomic import save_atomically
 from util.config.run_config import RunConfig
-from util.errors import UserError
-from util.logger import get_logger
+from util.errors import OutputError, UserError
+from util.runs.job import Job
+from util.runs.manifest import Manifest, Record, read_records, read_sets
+from util.runs.plan import Plan, make_plan
 from util.runs.problems import ProblemBuilder
-from util.runs.restoration import NOT_FINITE, Restoration, Settings
+from util.runs.restoration import NOT_FINITE, Settings
 from util.runs.results import Results
+from util.runs.sources import Sources
 from util.tables.baselines import BASELINES
 from util.tables.spec import Cell
 
-_MANIFEST = "cell.json"
 NOT_RUN = "not run yet"
 
 
 @dataclass
-class ImageRecord:
-    """One finished image of a cell. Evaluations of the network are per image."""
-
-    seconds: float
-    evaluations: float = 0.0
-    gradients: float = 0.0  # evaluations that were also differentiated
-    error: str | None = None  # why there is no restored image
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
 class CellRun:
-    """A cell with one seed, on disk."""
+    """A cell with one seed, on disk: the records of its images, by name, and metrics of sets."""
 
-    root: Path
-    images: dict[str, ImageRecord] = field(default_factory=dict)
-    sets: dict[str, float] = field(default_factory=dict)  # metrics of sets of images (FID)
+    results: Results
+    config: str  # hash that the records carry
+    records: dict[str, Record]
+    sets: dict[str, float]
 
     @classmethod
-    def open(cls, root: Path) -> "CellRun":
-        """What the folder holds; a damaged manifest counts as none."""
-        try:
-            raw = json.loads((root / _MANIFEST).read_text(encoding="utf-8"))
-            images = {name: ImageRecord(**record) for name, record in raw["images"].items()}
-            return cls(root, images, raw["sets"])
-        except FileNotFoundError:
-            return cls(root)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            get_logger().warning("%s: not readable (%s); starting anew", root / _MANIFEST, error)
-            return cls(root)
+    def read(cls, results: Results, config: str) -> "CellRun":
+        root = results.root
+        return cls(results, config, read_records(root, config), read_sets(root, config))
 
-    def save(self) -> None:
-        document = {
-            "images": {name: dataclasses.asdict(r) for name, r in self.images.items()},
-            "sets": self.sets,
-        }
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            data = json.dumps(document, indent=1).encode()
-            save_atomically(self.root / _MANIFEST, lambda file: file.write(data))
-        except OSError as error:
-            raise UserError(f"{self.root}: cannot be written ({error.strerror})") from None
+    def keep(self, record: Record) -> None:
+        """Replace an image's record, which has more metrics now."""
+        Manifest(self.results.root).append(record)
+        self.records[record.file] = record
+
+    def keep_sets(self, sets: dict[str, float]) -> None:
+        Manifest(self.results.root).append_sets(sets, self.config)
+        self.sets |= sets
 
     def path(self, kind: str, name: str) -> Path:
         """The `kind` (label, recon) picture of the image called `name`."""
-        return Results(self.root).path(kind, output_name(name))
-
-    def missing(self, names: Sequence[str]) -> list[str]:
-        """Images that are still to be restored; those whose samples diverged are not."""
-        return [n for n in names if not self._finished(n)]
-
-    def _finished(self, name: str) -> bool:
-        record = self.images.get(name)
-        if record is None:
-            return False
-        if record.error is not None:  # another time there may be memory, or the missing file
-            return record.error.startswith(NOT_FINITE)
-        return self.path("recon", name).is_file()
-
-
-@dataclass
-class Outcome:
-    """What became of some images of a cell."""
-
-    restored: list[str]
-    failed: dict[str, str] = field(default_factory=dict)  # name -> reason
-    seconds: float = 0.0
-
-
-def restore_dataset(
-    cell: Cell,
-    settings: Settings,
-    dataset: Dataset,
-    names: Sequence[str],
-    prior: Prior,
-    results: Results,
-) -> Outcome:
-    """The only place that calls the restoration pipeline."""
-    restoration = Restoration(cell.config, settings, dataset, prior, results)
-    for stem, array in restoration.operator.saved().items():
-        results.save_array(stem, array)
-    started = time.perf_counter()
-    restoration.run(names, cell.key)
-    seconds = time.perf_counter() - started
-    return Outcome(restoration.restored, restoration.failed, seconds)
-
-
-class _Counting(nn.Module):
-    """A network that counts the images it has seen."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.evaluations = self.gradients = 0
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        self.evaluations += len(x)
-        self.gradients += len(x) * x.requires_grad
-        return self.model(x, t)
+        return self.results.path(kind, output_name(name))
 
 
 class Runner:
@@ -153,6 +77,11 @@ class Runner:
         self.compile = compile
         self.cache = cache
         self.device = device
+        if next(cache.glob("*/seed_*/cell.json"), None) is not None:
+            raise UserError(
+                f"{cache}: holds cells of an older version (cell.json), which are not read; choose "
+                "another --cache, or remove this one"
+            )
         self._priors: dict[str, Prior] = {}
         self._datasets: dict[str, Dataset] = {}
 
@@ -169,10 +98,16 @@ class Runner:
         Raises whatever stops the run; images finished before that are kept.
         """
         # CPU and GPU generators draw other numbers, so their samples are kept apart.
-        device = "" if self.device.type == "cpu" else f"_{self.device.type}"
-        run = CellRun.open(self.cache / cell.key / f"seed_{seed}{device}")
-        missing = run.missing(names)
-        if not missing:
+        kind = self.device.type
+        folder = f"seed_{seed}" if kind == "cpu" else f"seed_{seed}_{kind}"
+        results = Results(self.cache / cell.key / folder)
+        if self.dry_run and not results.root.exists():
+            raise UserError(NOT_RUN)
+        sources = Sources(self.dataset(cell.config), cell.config.task.mask_opt)
+        plan = make_plan(results, {"cell": cell.key, "seed": seed, "device": kind}, sources, names)
+        run = CellRun.read(results, plan.config)
+        plan.names[:] = [n for n in plan.names if not _diverged(run.records.get(n))]
+        if not plan.names:
             return run
         if self.dry_run:
             raise UserError(NOT_RUN)
@@ -180,46 +115,39 @@ class Runner:
             seed, batch_size, device=self.device, measurement_seed=cell.measurement_seed
         )
         work = self._baseline if cell.row.baseline else self._restore
-        for done, record in work(cell, settings, missing, Results(run.root)):
-            run.images.update({name: dataclasses.replace(record) for name in done.restored})
-            for name, reason in done.failed.items():
-                run.images[name] = dataclasses.replace(record, error=reason)
-            run.sets.clear()
-            run.save()
-        return run
+        work(cell, settings, plan, results)
+        return CellRun.read(results, plan.config)
 
-    def _restore(
-        self, cell: Cell, settings: Settings, names: Sequence[str], results: Results
-    ) -> Iterator[tuple[Outcome, ImageRecord]]:
-        """Batch by batch, each recorded."""
-        config = cell.config
-        prior, dataset = self._prior(cell), self.dataset(config)
-        results.save_run(config.raw, {"seed": settings.seed, "table_row": cell.row.name})
-        for batch in _chunks(names, settings.batch_size):
-            counting = _Counting(prior.model)
-            counted = dataclasses.replace(prior, model=counting)
-            compiled = prior.model.compile_seconds
-            outcome = restore_dataset(cell, settings, dataset, batch, counted, results)
-            seconds = outcome.seconds - (prior.model.compile_seconds - compiled)
-            n = len(batch)
-            record = ImageRecord(seconds / n, counting.evaluations / n, counting.gradients / n)
-            yield outcome, record
+    def _restore(self, cell: Cell, settings: Settings, plan: Plan, results: Results) -> None:
+        prior, dataset = self._prior(cell), self.dataset(cell.config)
+        job = Job(cell.config, settings, dataset, prior, results)
+        job.describe({"table_row": cell.row.name})
+        job.restore(plan)
 
-    def _baseline(
-        self, cell: Cell, settings: Settings, names: Sequence[str], results: Results
-    ) -> Iterator[tuple[Outcome, ImageRecord]]:
+    def _baseline(self, cell: Cell, settings: Settings, plan: Plan, results: Results) -> None:
         """A baseline on the very measurements that the methods get."""
-        config = cell.config
+        config, manifest = cell.config, Manifest(results.root)
         method = BASELINES.get(cell.row.baseline)
         dataset = self.dataset(config)
+        sources = Sources(dataset, config.task.mask_opt)
         builder = ProblemBuilder(config, dataset, settings.seed_of_measurement, self.device)
-        for name in names:
-            case = builder.measure(name, dataset.read(name))
-            started = time.perf_counter()
-            image = method(case.y[None], case.operator)[0]
-            record = ImageRecord(time.perf_counter() - started)
-            results.save_restored(case.output, case.label, image)
-            yield Outcome([name]), record
+        for name in plan.names:
+            record = Record(name, plan.config, settings.seed, time.time())
+            try:
+                source = sources.mark(name)
+                case = builder.measure(name, dataset.read(name))
+                started = time.perf_counter()
+                image = method(case.y[None], case.operator)[0]
+                seconds = time.perf_counter() - started
+                metrics = results.save_restored(case.output, case.label, image)
+            except OutputError:
+                raise
+            except UserError as error:
+                manifest.append(dataclasses.replace(record, error=str(error)))
+                continue
+            files = results.marks(case.output)
+            done = {"seconds": seconds, "metrics": metrics, "source": source, "files": files}
+            manifest.append(dataclasses.replace(record, **done))
 
     def _prior(self, cell: Cell) -> Prior:
         model, diffusion = cell.config.model, cell.config.diffusion
@@ -231,9 +159,9 @@ class Runner:
         return with_process(self._priors[key], diffusion)
 
 
-def _chunks(names: Sequence[str], size: int) -> Iterator[list[str]]:
-    for start in range(0, len(names), size):
-        yield list(names[start : start + size])
+def _diverged(record: Record | None) -> bool:
+    """Whether another try would end in the same way."""
+    return record is not None and (record.error or "").startswith(NOT_FINITE)
 
 
 def describe(error: BaseException) -> str:

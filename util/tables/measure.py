@@ -1,7 +1,7 @@
 """Runs a whole table and scores it: every cell's values, and why some cells have none."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from data.dataloader import read_image
 from util.compute_metric import read_pair
 from util.errors import UnsupportedError, UserError
+from util.hashing import settings_hash
 from util.logger import get_logger
 from util.metrics.base import MetricOptions, get_metric
 from util.statistics import (
@@ -110,35 +111,34 @@ class Scorer:
 
     def score(self, run: CellRun, names: Sequence[str]) -> None:
         """Fill in what is missing in `run` for these images, and keep it there."""
-        changed = False
         for name in names:
-            record = run.images[name]
+            record, found = run.records[name], {}
             todo = [m for m in self.image_metrics if self._key(m) not in record.metrics]
             if todo:
                 pair = read_pair(run.path("label", name), run.path("recon", name))
                 for m in todo:
                     if get_metric(m).is_defined(pair[0], self.options):
-                        record.metrics[self._key(m)] = self._functions[m](*pair)
-                        changed = True
+                        found[self._key(m)] = self._functions[m](*pair)
+            if found:
+                run.keep(replace(record, metrics=record.metrics | found))
         for metric in self.set_metrics:
-            key = self.set_key(metric, names)
+            key = self.set_key(metric, run, names)
             if key not in run.sets:
                 pairs = [read_pair(run.path("label", n), run.path("recon", n)) for n in names]
-                run.sets[key] = self._functions[metric](*zip(*pairs, strict=True))
-                changed = True
-        if changed:
-            run.save()
+                run.keep_sets({key: self._functions[metric](*zip(*pairs, strict=True))})
 
     def value(self, run: CellRun, name: str, metric: str) -> float | None:
         """None where the image is too small for the metric."""
-        return run.images[name].metrics.get(self._key(metric))
+        return run.records[name].metrics.get(self._key(metric))
 
     def _key(self, metric: str) -> str:
         variant = get_metric(metric).variant(self.options)
         return f"{metric}_{variant}" if variant else metric
 
-    def set_key(self, metric: str, names: Sequence[str]) -> str:
-        return f"{self._key(metric)} of " + " ".join(sorted(names))
+    def set_key(self, metric: str, run: CellRun, names: Sequence[str]) -> str:
+        """The metric and what it was computed from: names and contents of the files."""
+        marks = {name: run.records[name].files for name in names}
+        return f"{self._key(metric)} of {settings_hash(marks)}"
 
     @property
     def image_metrics(self) -> list[str]:
@@ -202,10 +202,10 @@ def _run_cell(
     try:
         runs = {seed: runner.run(cell, seed, names, spec.batch_size) for seed in spec.seeds}
         failed = [
-            f"{n} (seed {seed}): {run.images[n].error}"
+            f"{n} (seed {seed}): {run.records[n].error}"
             for seed, run in runs.items()
             for n in names
-            if run.images[n].error is not None
+            if run.records[n].error is not None
         ]
         if failed:
             total = len(names) * len(runs)
@@ -235,9 +235,9 @@ def _collect(
         found = {(name, seed): scorer.value(run, name, metric) for name in names}
         values |= {key: value for key, value in found.items() if value is not None}
     for metric in scorer.set_metrics:
-        result.sets.setdefault(metric, []).append(run.sets[scorer.set_key(metric, names)])
+        result.sets.setdefault(metric, []).append(run.sets[scorer.set_key(metric, run, names)])
     for name in names:
-        record = run.images[name]
+        record = run.records[name]
         result.seconds.append(record.seconds)
         result.evaluations.append(record.evaluations)
         result.gradients.append(record.gradients)

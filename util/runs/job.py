@@ -1,0 +1,129 @@
+"""One run over the images of a data set: begun, restored, reported. A table's cell is one, too."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from data.dataloader import Dataset, output_name
+from guided_diffusion.sampling import Prior
+from util.atomic import sweep
+from util.config.run_config import RunConfig
+from util.logger import get_logger
+from util.runs.distributed import World, was_restarted
+from util.runs.interrupt import Interrupted, StopRequest
+from util.runs.plan import Plan, least_bytes, make_plan, result_settings
+from util.runs.report import Outcome, final_report
+from util.runs.restoration import Restoration, Settings
+from util.runs.results import Results
+
+_SHOWN_NAMES = 5
+
+
+class Job:
+    """A run of this process, one of `world`; everything that can be wrong with its configs is
+    found when it is made, before anything is written."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        settings: Settings,
+        dataset: Dataset,
+        prior: Prior,
+        results: Results,
+        world: World | None = None,
+        stop: StopRequest | None = None,
+    ) -> None:
+        self.config, self.settings, self.dataset = config, settings, dataset
+        self.prior, self.results = prior, results
+        self.world, self.stop = world or World(), stop or StopRequest()
+        self.restoration = Restoration(
+            config, settings, dataset, prior, results, self.world, self.stop
+        )
+        self.started = time.perf_counter()
+
+    def begin(self, names: Sequence[str], overwrite: bool = False) -> Plan:
+        """What of `names` is still to be done, the same on every rank; rank 0 prepares the results
+        folder. UserError where that holds results of other settings, or has no space."""
+        plan = self.world.agree(
+            lambda: self._prepare(names, overwrite and not was_restarted()), self.settings.device
+        )
+        if self.world.is_first:
+            log = get_logger()
+            log.info("%d image(s); %s", len(names), self.dataset.describe_fit())
+            if plan.finished:
+                log.info("%d of them finished before; %d to go", plan.finished, len(plan.names))
+        return plan
+
+    def _prepare(self, names: Sequence[str], overwrite: bool) -> Plan:
+        execution = self.prior.model.execution
+        restoration, results = self.restoration, self.results
+        pixels = result_settings(
+            self.config, self.settings, self.dataset, restoration.operator, execution.precision
+        )
+        plan = make_plan(results, pixels, restoration.sources, names, overwrite)
+        sweep(results.root)
+        steps = restoration.method.first_step(self.prior.diffusion) + 1
+        operator, count = restoration.operator, len(plan.names)
+        results.check_space(least_bytes(self.settings, self.dataset, operator, count, steps))
+        self.describe({"precision": execution.precision, "compile": execution.compile})
+        return plan
+
+    def describe(self, more: Mapping[str, Any]) -> None:
+        """Keep the configs, the settings and `more` in the results folder, and the run's arrays."""
+        settings = self.settings
+        command = {
+            "seed": settings.seed,
+            "device": str(settings.device),
+            "batch_size": settings.batch_size or "auto",
+            **more,
+            "record": asdict(settings.record),
+        }
+        self.results.save_run(self.config.raw, command)
+        for stem, array in self.restoration.operator.saved().items():
+            self.results.save_array(stem, array)
+
+    def restore(self, plan: Plan) -> None:
+        """This rank's share of what is planned; after a signal what is finished stays."""
+        if not plan.names:
+            return
+        try:
+            share = self.world.share_of(plan.names)
+            self.restoration.run(share, plan.config, len(plan.names))
+            if self.world.is_first:
+                self.world.wait_for_others(self.stop)
+        except Interrupted:
+            get_logger().warning(
+                "stopped by signal %d; the same command, without --overwrite, goes on from here",
+                self.stop.signal,
+            )
+
+    def report(self, plan: Plan, names: Sequence[str]) -> int:
+        """Write the reports and say what came out; the exit status of the program."""
+        if not self.world.is_first:
+            return self.stop.exit_status or 0
+        log, root = get_logger(), self.results.root
+        outcome = final_report(self.results, plan.config, names)
+        log.info("%s", outcome.table(time.perf_counter() - self.started))
+        self._name_those_gone(outcome)
+        log.info("results in %s; look at %s", root, root / "report.html")
+        if outcome.failed:
+            log.error("%d image(s) failed:", len(outcome.failed))
+            for name, reason in outcome.failed.items():
+                log.error("  %s: %s", name, reason)
+        if self.stop.exit_status is not None:
+            return self.stop.exit_status
+        if outcome.missing:
+            log.error("%d image(s) are not done; the same command goes on", len(outcome.missing))
+        return 1 if outcome.failed or outcome.missing else 0
+
+    def _name_those_gone(self, outcome: Outcome) -> None:
+        there = {output_name(name) for name in self.dataset.names}
+        gone = sorted({row.name for row in outcome.rows} - there)
+        if gone:
+            more = ", ..." * (len(gone) > _SHOWN_NAMES)
+            get_logger().warning(
+                "%d finished image(s) are no longer among the images, but count in the figures "
+                "above: %s; choose another --save_dir to leave them out",
+                *(len(gone), ", ".join(gone[:_SHOWN_NAMES]) + more),
+            )
