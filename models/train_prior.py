@@ -47,7 +47,8 @@ from util.cli import (
     resolve_device,
 )
 from util.config.overrides import apply_overrides
-from util.config.schema import config_path, parse_dataclass, read_yaml
+from util.config.schema import parse_dataclass, read_yaml
+from util.config.shipped import config_path
 from util.errors import UserError
 from util.files import shown
 

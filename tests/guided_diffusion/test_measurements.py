@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from guided_diffusion.measurements import (
     SuperResolution,
 )
 from guided_diffusion.noise_models import NOISES, GaussianNoise, PoissonNoise
+from models.kernel_wizard import load_kernel_wizard
 from motionblur.motionblur import motion_kernel
 from tests import golden_data
 from util.errors import UserError
@@ -226,7 +228,10 @@ def test_nonlinear_blur(tmp_path, monkeypatch):
     package.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    context = replace(CONTEXT, load_network=load_kernel_wizard)
     with pytest.raises(UserError, match="blur-kernel-space-exploring"):
+        OPERATORS.get("nonlinear_blur")(context=context)
+    with pytest.raises(UserError, match="needs its network"):
         OPERATORS.get("nonlinear_blur")(context=CONTEXT)
     (package / "kernel_wizard.py").write_text(FAKE_WIZARD)
     for name in [m for m in sys.modules if m.split(".")[0] == "bkse"]:
@@ -234,6 +239,6 @@ def test_nonlinear_blur(tmp_path, monkeypatch):
     torch.save({"gain": torch.tensor(0.5)}, tmp_path / "weights.pth")
     options = tmp_path / "options.yml"
     options.write_text("KernelWizard:\n  pretrained: weights.pth\n")
-    operator = OPERATORS.get("nonlinear_blur")(opt_yml_path=str(options), context=CONTEXT)
+    operator = OPERATORS.get("nonlinear_blur")(opt_yml_path=str(options), context=context)
     assert not operator.linear
     torch.testing.assert_close(operator(IMAGE), (IMAGE + 1) / 2 - 1)

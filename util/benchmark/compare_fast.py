@@ -10,7 +10,7 @@ from guided_diffusion.condition_methods import Problem, ProximalSampling
 from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.precision import Execution
 from guided_diffusion.sampling import Prior, sample
-from models.prior import build_prior
+from models.prior import build_prior, with_process
 from util.benchmark.case import build_operator
 from util.config.run_config import load_diffusion_config, load_model_config
 from util.errors import UserError
@@ -47,7 +47,7 @@ def compare_fast(args: argparse.Namespace, device: torch.device) -> dict[str, An
     figures: dict[str, Any] = {"images": len(names), "seeds": args.seeds}
     for task in args.tasks:
         guided, params = diffusion.guided(task)
-        priors = [prior.with_process(guided) for prior in (exact, fast)]
+        priors = [with_process(prior, guided) for prior in (exact, fast)]
         found: tuple[dict[tuple[str, int], float], ...] = ({}, {})  # PSNR by image and seed
         for name in names:
             label = dataset.load(name)[None].to(device)

@@ -33,7 +33,7 @@ from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.precision import PRECISIONS, Execution
 from guided_diffusion.sampling import Prior, sample
 from guided_diffusion.tiling import TiledModel, Tiling, WindowExtent
-from models.prior import build_prior
+from models.prior import build_prior, with_process
 from util.cli import add_device, command_parser, report_errors, resolve_device
 from util.config.run_config import DiffusionConfig, load_diffusion_config, load_model_config
 from util.errors import UserError
@@ -136,7 +136,7 @@ class Comparison:
         operator = OPERATORS.get(task)(context=context).bind([key])
         y = GaussianNoise(SIGMA)(operator(label), key.numpy("noise"))
         guided, params = diffusion.guided(task)
-        prior = prior.with_process(guided)
+        prior = with_process(prior, guided)
         return cls(operator, y, prior, ProximalSampling(**params), size, seed)
 
     def view(self) -> Tensor:

@@ -22,12 +22,12 @@ from guided_diffusion.unet import UNetConfig
 from util.config.overrides import apply_overrides
 from util.config.schema import (
     Component,
-    config_path,
     convert,
     parse_component,
     parse_dataclass,
     read_yaml,
 )
+from util.config.shipped import config_path
 from util.errors import UserError
 
 

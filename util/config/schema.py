@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from util.errors import UserError
-from util.files import PROJECT, read_bytes, shown
+from util.files import read_bytes, shown
 from util.registry import ConfigKey, Registry, did_you_mean
 
 T = TypeVar("T")
@@ -117,17 +117,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys and values, got {_describe(raw)}")
     return raw
-
-
-_SHIPPED = PROJECT / "configs"
-
-
-def config_path(path: Any, where: str | Path) -> Any:
-    """A path that stands in the config file `where`: relative ones are the user's, from the
-    working folder, but those in the configs that ship belong to the project."""
-    shipped = _SHIPPED in Path(os.path.abspath(where)).parents and Path.cwd() != PROJECT
-    relative = isinstance(path, str) and path and not os.path.isabs(path)
-    return str(PROJECT / path) if shipped and relative else path
 
 
 def parse_dataclass(cls: type[T], raw: Any, where: str) -> T:

@@ -6,6 +6,7 @@ import json
 from guided_diffusion.precision import PRECISIONS
 from util.cli import add_set, command_parser
 from util.config.run_config import RunConfig, load_run_config
+from util.config.shipped import find_config, shipped
 from util.errors import UserError
 
 
@@ -17,6 +18,7 @@ def parse_args(argv: list[str] | None, text: str) -> argparse.Namespace:
     _add_running(parser.add_argument_group("how to run"))
     _add_output(parser.add_argument_group("output"))
     args = parser.parse_args(argv)
+    _find_configs(args)
     if args.gpu is not None and args.device is not None:
         raise UserError("--gpu and --device say the same thing; give one of them")
     if args.batch_size is None:
@@ -31,9 +33,24 @@ def parse_args(argv: list[str] | None, text: str) -> argparse.Namespace:
 
 def _add_config(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--model_config", required=True, metavar="FILE", help="network and checkpoint")
-    add("--diffusion_config", required=True, metavar="FILE", help="process and sampler")
-    add("--task_config", required=True, metavar="FILE", help="operator, noise, method, data")
+    add(
+        "--task_config",
+        "--task",
+        required=True,
+        metavar="NAME|FILE",
+        help=f"operator, noise, method, data: {', '.join(shipped('task'))}, or a file",
+    )
+    add(
+        "--model_config",
+        metavar="NAME|FILE",
+        help="network and checkpoint (left out: the prior that ships)",
+    )
+    add(
+        "--diffusion_config",
+        metavar="NAME|FILE",
+        help="process and sampler (left out: with the prior that ships its own, else the "
+        "published one)",
+    )
     add_set(group)
     add("--seed", type=int, default=0, help="seed of all random numbers")
     add(
@@ -43,6 +60,16 @@ def _add_config(group: argparse._ArgumentGroup) -> None:
         help="seed of kernel, mask and noise, to restore one measurement several times "
         "(default: --seed)",
     )
+
+
+def _find_configs(args: argparse.Namespace) -> None:
+    """Fill in the configs that are left out, and replace names by the files that they mean."""
+    if args.diffusion_config is None:
+        args.diffusion_config = "demo" if args.model_config is None else "diffusion_config"
+    if args.model_config is None:
+        args.model_config = "demo"
+    for kind in ("model", "diffusion", "task"):
+        setattr(args, f"{kind}_config", find_config(getattr(args, f"{kind}_config"), kind))
 
 
 def _add_images(group: argparse._ArgumentGroup) -> None:

@@ -12,7 +12,8 @@ from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.precision import PRECISIONS
 from util.config.effective import effective_settings
 from util.config.run_config import RunConfig, load_run_config
-from util.config.schema import config_path, parse_dataclass, read_yaml
+from util.config.schema import parse_dataclass, read_yaml
+from util.config.shipped import config_path
 from util.errors import UserError
 from util.hashing import file_hash, settings_hash
 from util.metrics.base import get_metric

@@ -1,0 +1,34 @@
+"""The commands that an installation brings: dpps, dpps-metrics, dpps-table, dpps-train,
+dpps-download."""
+
+# Each imports its program when it is called: they are slow to load.
+
+
+def restore() -> int:
+    import sample_condition
+
+    return sample_condition.main()
+
+
+def metrics() -> int:
+    from util import compute_metric
+
+    return compute_metric.main()
+
+
+def table() -> int:
+    from util import make_table
+
+    return make_table.main()
+
+
+def train() -> int:
+    from models import train_prior
+
+    return train_prior.main()
+
+
+def download() -> int:
+    from models import download
+
+    return download.main()
