@@ -21,6 +21,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             return run(args, stop)
         except Interrupted:
-            return stop.exit_status
+            return stop.exit_status or 130
 
 
 def run(args: argparse.Namespace, stop: StopRequest) -> int:

@@ -13,6 +13,7 @@ import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import imagecodecs
 import numpy as np
@@ -141,7 +142,7 @@ def encode_png(pixels: np.ndarray, dpi: tuple[float, float] | None = None) -> by
         profile = srgb_profile() if pixels.ndim == 3 else None  # of colours
         Image.fromarray(pixels).save(buffer, format="PNG", icc_profile=profile, **extra)
         return buffer.getvalue()
-    data = imagecodecs.png_encode(np.ascontiguousarray(pixels))
+    data = bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
     chunks = b""
     if pixels.ndim == 3:
         chunks += _png_chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(srgb_profile()))
@@ -255,7 +256,7 @@ def _decode_png16(data: bytes, image: Image.Image) -> _Decoded:
     return _Decoded(colours, 65535.0, alpha, profile, _dpi(image), grey)
 
 
-def _is_special(image: Image.Image) -> bool:
+def _is_special(image: Any) -> bool:
     """Whether Pillow reads this TIFF wrongly or not to its full depth: values of more than 8 bits,
     or planes one after the other."""
     tags = image.tag_v2
@@ -266,11 +267,11 @@ def _is_special(image: Image.Image) -> bool:
 
 def _decode_tiff(data: bytes, path: str | Path) -> _Decoded:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages[0]
+        page = cast(tifffile.TiffPage, file.pages[0])
         _check_pixels(page.imagewidth, page.imagelength, path)
         if page.photometric not in (0, 1, 2):
             raise UserError(
-                f"{path}: a TIFF of {page.bitspersample} bits in {page.photometric.name}; "
+                f"{path}: a TIFF of {page.bitspersample} bits in photometric {page.photometric}; "
                 "save it as RGB"
             )
         values, axes = page.asarray(), page.axes
@@ -392,7 +393,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 def _eight_bit_to_srgb(image: Image.Image, profile: bytes, path: str | Path) -> Image.Image:
     try:
         transform = _transform(profile, image.mode)
-        return image if transform is None else ImageCms.applyTransform(image, transform)
+        return image if transform is None else cast(Any, ImageCms.applyTransform)(image, transform)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
         return _unprofiled(image, path, error)
 
@@ -415,7 +416,7 @@ def _deep_to_srgb(pixels: np.ndarray, profile: bytes, path: str | Path) -> np.nd
         return _unprofiled(pixels, path, error)
 
 
-def _unprofiled(image, path, error):
+def _unprofiled(image: Any, path: str | Path, error: Exception) -> Any:
     get_logger().warning("%s: its colour profile cannot be used (%s); taken as sRGB", path, error)
     return image
 
@@ -424,6 +425,6 @@ def _inks_to_srgb(image: Image.Image, profile: bytes) -> np.ndarray:
     """A CMYK image in sRGB; by Pillow's rule of thumb where the profile is none of inks."""
     try:
         transform = _transform(profile, "CMYK")
-        return np.asarray(ImageCms.applyTransform(image, transform))
+        return np.asarray(ImageCms.applyTransform(image, cast(Any, transform)))
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return np.asarray(image.convert("RGB"))

@@ -9,7 +9,7 @@ image. Shapes: x_t [B, 3, H, W], y [B, ...].
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -235,7 +235,7 @@ class PosteriorSamplingPlus(PosteriorSampling):
         self.num_sampling = num_sampling
 
     def distance(self, x0_hat: Tensor, t: int, problem: Problem, noise: NoiseSource) -> Tensor:
-        total = 0.0
+        total: Any = 0.0
         for _ in range(self.num_sampling):
             shift = self._PERTURBATION * noise.uniform("step", t, problem.image_shape)
             total = total + problem.distance(x0_hat + shift)
@@ -394,7 +394,8 @@ class ProximalSampling(ConditioningMethod):
             target, base = (sqrt(prev) - sqrt(acp) * c1) * y + c1 * A(x_t), mu
         if A.linear:
             target = target - A(base)
-        best, best_score, best_z, first = None, None, None, 0
+        best: Any = None
+        best_score, best_z, first = mu, mu, 0  # until the first block
         for z in noise.candidates(t, n, mu.shape[1:]):  # [m, B, 3, H, W]
             moved = std * z
             measured = A(moved if A.linear else base + moved)

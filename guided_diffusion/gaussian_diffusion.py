@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ class GaussianDiffusion:
         steps: int = 1000,
         noise_schedule: str = "linear",
         timestep_respacing: int | str = "",
-        **options: str | bool,
+        **options: Any,
     ) -> "GaussianDiffusion":
         """The process with `steps` betas of `noise_schedule`, cut to `timestep_respacing`."""
         cumulative = np.cumprod(1 - SCHEDULES.get(noise_schedule)(steps))
@@ -236,7 +237,8 @@ class GaussianDiffusion:
             return np.stack([np.sqrt(prev), np.sqrt(1 - prev - sigma**2), sigma])
 
         table = self._table(f"ddim {eta}", coefficients, like.device, like.dtype)
-        return table[:, t].view(3, -1, *[1] * (like.ndim - 1)).unbind(0)
+        x0, eps, noise = table[:, t].view(3, -1, *[1] * (like.ndim - 1)).unbind(0)
+        return x0, eps, noise
 
     def limit(self, x0_hat: Tensor) -> Tensor:
         return limit_x0(x0_hat, self.dynamic_threshold, self.clip_denoised)

@@ -6,7 +6,7 @@ whose keyword arguments are its config keys.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -278,14 +278,21 @@ class Inpainting(LinearOperator):
 
     def __init__(self, *, context: OperatorContext, masks: Tensor | None = None) -> None:
         super().__init__(context)
-        self.masks = masks
+        self._masks = masks
+
+    @property
+    def masks(self) -> Tensor:
+        """[B, 1, H, W], 1 where kept; ValueError before `bind`."""
+        if self._masks is None:
+            raise ValueError("inpainting: bind() the operator to a batch of images first")
+        return self._masks
 
     def bind(self, keys: Sequence[ImageKey]) -> "Inpainting":
         c = self.context
         masks = [self._mask(key) for key in keys]
         return Inpainting(context=c, masks=c.tensor(np.stack(masks)[:, None]))
 
-    def join(self, others: Sequence["Inpainting"]) -> "Inpainting":
+    def join(self, others: Sequence["Inpainting"]) -> "Inpainting":  # type: ignore[override]
         masks = torch.cat([operator.masks for operator in (self, *others)])
         return Inpainting(context=self.context, masks=masks)
 
@@ -300,8 +307,6 @@ class Inpainting(LinearOperator):
         return random_mask(c.mask, c.height, c.width, key.numpy("mask"))
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.masks is None:
-            raise ValueError("inpainting: bind() the operator to a batch of images first")
         return x * self.masks
 
     def spectrum(self, cutoff: float = CUTOFF) -> Spectrum:
@@ -374,7 +379,7 @@ class NonlinearBlur(Operator):
         super().__init__(context)
         if context.load_network is None:
             raise UserError("nonlinear_blur: needs its network (OperatorContext.load_network)")
-        self.model = context.load_network(opt_yml_path).to(context.device)
+        self.model: Any = context.load_network(opt_yml_path).to(context.device)
         rng = numpy_stream(context.seed, "nonlinear_blur kernel")
         self.kernel = context.tensor(1.2 * rng.standard_normal((1, 512, 2, 2)))
 

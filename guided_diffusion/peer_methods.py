@@ -6,6 +6,7 @@ UnsupportedError. `diffusion.sampler` concerns "pigdm" alone: the others bring t
 """
 
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -154,7 +155,8 @@ class PseudoinverseGuidance(LinearMethod):
 
     def _direction(self, x0_hat: Tensor, r2: float, problem: Problem) -> Tensor:
         """r^2 A^T (r^2 A A^T + sigma^2 I)^-1 (y - A x0_hat), [B, 3, H, W]."""
-        A, y = problem.operator, problem.y
+        A: Any = problem.operator  # linear, as `check` has seen to
+        y = problem.y
         sigma2 = at_least(problem.sigma, self._LEAST_SIGMA) ** 2
         spectrum = A.spectrum(CUTOFF)
         if spectrum is not None:

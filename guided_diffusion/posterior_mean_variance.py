@@ -84,12 +84,12 @@ def fixed_large(diffusion: Process, values: Tensor | None, t: Tensor, like: Tens
 
 
 @VARIANCE_TYPES.register("learned")
-def learned(diffusion: Process, values: Tensor | None, t: Tensor, like: Tensor):
+def learned(diffusion: Process, values: Tensor, t: Tensor, like: Tensor):
     return values.exp(), values
 
 
 @VARIANCE_TYPES.register("learned_range")
-def learned_range(diffusion: Process, values: Tensor | None, t: Tensor, like: Tensor):
+def learned_range(diffusion: Process, values: Tensor, t: Tensor, like: Tensor):
     """Interpolates between the two bounds in the log domain (Nichol & Dhariwal 2021, eq. 15)."""
     low = diffusion.at("posterior_log_variance_clipped", t, like)
     high = diffusion.at("log_betas", t, like)

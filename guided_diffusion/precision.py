@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def lacks(precision: str, device: torch.device) -> str:
 
 def _cpu_has_bf16() -> bool:
     # AVX-512 alone is enough for oneDNN to take bf16, by emulation that is slower than float32.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if "avx512_bf16" in capabilities or "bf16" in capabilities:
         return any(capabilities.get(k) for k in ("avx512_bf16", "amx_tile", "bf16"))
     try:
@@ -185,7 +186,7 @@ class AcceleratedNetwork:
         self.execution = execution
         self.tf32 = execution.precision == "tf32"
         self.scaled = execution.precision == "fp16"
-        network.set_precision(PRECISIONS[execution.precision])
+        network.set_precision(PRECISIONS[execution.precision or "fp32"])
         # On processors group normalisation of that layout costs more than convolutions gain.
         self.channels_last = device.type == "cuda" and execution.precision != "fp32"
         if self.channels_last:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ class _Blended(torch.autograd.Function):
     def forward(ctx, x_t: Tensor, timesteps: Tensor, model: Model, tiling: Tiling) -> Tensor:
         ctx.save_for_backward(x_t, timesteps)
         ctx.model, ctx.tiling = model, tiling
-        blended = None
+        blended: Any = None
         for rows, columns, weight in tiling.windows(x_t):
             output = model(x_t[..., rows, columns], timesteps)
             if blended is None:

@@ -179,10 +179,8 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, use_conv: bool) -> None:
         super().__init__()
-        if use_conv:
-            self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        else:
-            self.op = nn.AvgPool2d(2)
+        strided = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else None
+        self.op: nn.Module = nn.AvgPool2d(2) if strided is None else strided
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
@@ -229,6 +227,7 @@ class ResBlock(nn.Module):
         h = conv_in(self.resample(act_in(norm_in(x))))
         emb_out = self.emb_layers(emb)
         norm_out, act_out, dropout, conv_out = self.out_layers
+        assert isinstance(norm_out, GroupNorm32)
         if self.use_scale_shift_norm:
             h = norm_out.modulated(h, *emb_out.chunk(2, dim=1))
         else:
@@ -288,7 +287,7 @@ class AttentionBlock(nn.Module):
 class TimestepSequential(nn.Sequential):
     """Sequence that hands the timestep embedding to its residual blocks."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
             x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
         return x
@@ -381,7 +380,7 @@ class UNetModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type that the convolutions between the first and the last one run in."""
-        return self.middle_block[0].in_layers[2].weight.dtype
+        return next(self.middle_block[0].get_submodule("in_layers.2").parameters()).dtype
 
     def set_precision(self, dtype: torch.dtype) -> None:
         """Run the convolutions in `dtype`; norms, embeddings, the first and the last convolution
@@ -395,7 +394,7 @@ class UNetModel(nn.Module):
         """condition: what else the network is told, [B, 4 num_channels], added to the embedding
         of the timestep"""
         embedding = timestep_embedding(timesteps, self.config.num_channels)
-        emb = self.time_embed(embedding.to(self.time_embed[0].weight.dtype))
+        emb = self.time_embed(embedding.to(next(self.time_embed.parameters()).dtype))
         emb = emb if condition is None else emb + condition
         first, *blocks = self.input_blocks
         h = first(F.pixel_unshuffle(x, self.config.patch_size), emb).to(self.dtype)

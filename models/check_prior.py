@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.dataloader import find_images, read_image
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, Model
 from guided_diffusion.sampling import Prior
 from models.prior import build_prior
 from util.cli import add_device, command_parser, report_errors, resolve_device
@@ -53,7 +53,7 @@ def validation_images(
 
 @torch.no_grad()
 def validation_loss(
-    model: nn.Module, diffusion: GaussianDiffusion, images: Sequence[Tensor], seed: int = 0
+    model: Model, diffusion: GaussianDiffusion, images: Sequence[Tensor], seed: int = 0
 ) -> dict[int, float]:
     """Mean squared noise error on `images` [3, H, W] at each of VALIDATION_TIMESTEPS.
 
@@ -85,7 +85,7 @@ def print_validation(losses: dict[int, float]) -> None:
 
 @torch.no_grad()
 def denoise(
-    model: nn.Module, diffusion: GaussianDiffusion, images: Sequence[Tensor], seed: int = 0
+    model: Model, diffusion: GaussianDiffusion, images: Sequence[Tensor], seed: int = 0
 ) -> list[list[Tensor]]:
     """For each image: itself, and x_t / sqrt(acp) and x0_hat at each of DENOISED_TIMESTEPS.
 
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sheet([row]).save(folder / f"denoising_{i}.png")
     for size in args.sizes:
         samples = draw(prior, args.count, size, device)
-        sheet([samples]).save(folder / f"samples_{size}.png")
+        sheet([list(samples)]).save(folder / f"samples_{size}.png")
     return 0
 
 

@@ -64,7 +64,8 @@ class Muon(torch.optim.Optimizer):
 def split_for_muon(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Parameters that Muon suits, and the others: vectors, and the first and last layers and
     embeddings, whose rows and columns are no hidden features."""
-    hidden, others = [], []
+    hidden: list[Tensor] = []
+    others: list[Tensor] = []
     for name, p in model.named_parameters():
         outer = name.startswith(("input_blocks.0.", "out.")) or "emb" in name
         (others if p.ndim < 2 or outer else hidden).append(p)

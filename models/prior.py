@@ -45,7 +45,8 @@ def load_prior(
     operator: name of the operator whose guidance in the diffusion config, if there is one, gives
       the steps and params
     """
-    diffusion, params = load_diffusion_config(diffusion_config), {}
+    diffusion = load_diffusion_config(diffusion_config)
+    params: dict[str, Any] = {}
     if operator is not None:
         OPERATORS.get(operator, "load_prior")
         diffusion, params = diffusion.guided(operator)

@@ -104,7 +104,8 @@ def make_optimisers(
 ) -> list[torch.optim.Optimizer]:
     """What updates the weights of the network and of the embedding of `labels`: AdamW, or Muon
     with AdamW for what is no hidden matrix."""
-    hidden, others = [], list(model.parameters())
+    hidden: list[Tensor] = []
+    others: list[Tensor] = list(model.parameters())
     if config.optimiser == "muon":
         hidden, others = split_for_muon(model)
     others += labels.parameters() if labels is not None else []
@@ -174,7 +175,7 @@ class Trainer:
         # convolutions in channels_last.
         on_cpu = self.device.type == "cpu"
         self.layout = torch.contiguous_format if on_cpu else torch.channels_last
-        self.model = model.to(self.device, memory_format=self.layout)
+        self.model = model.to(self.device).to(memory_format=self.layout)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.augmentation = Augmentation(self.config.augmentation)
         self.labels = None
@@ -297,8 +298,9 @@ class Trainer:
         for optimiser in self.optimisers:
             optimiser.step()
         decay = min(self.config.ema_decay, (1 + self.iteration) / (10 + self.iteration))
-        averaged, current = list(self.ema.parameters()), list(self.model.parameters())
-        torch._foreach_lerp_(averaged, [p.detach() for p in current], 1 - decay)
+        averaged = [p.detach() for p in self.ema.parameters()]
+        current = [p.detach() for p in self.model.parameters()]
+        torch._foreach_lerp_(averaged, current, 1 - decay)
         self.iteration += 1
 
 

@@ -34,7 +34,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default, text = action.default, action.help
         nothing = default is None or default is False or default == []
-        return text if nothing or "default" in text else super()._get_help_string(action)
+        return text if nothing or "default" in (text or "") else super()._get_help_string(action)
 
 
 def command_parser(text: str) -> argparse.ArgumentParser:

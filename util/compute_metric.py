@@ -136,7 +136,8 @@ def measure(
                 f"{metric.least_images} images, got {len(matched.pairs)}; leave it out of --metrics"
             )
     functions = {name: metric.build(options) for name, metric in chosen.items()}
-    log, rows, sets = get_logger(), {}, ([], [])
+    log, rows = get_logger(), {}
+    sets: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for name, paths in matched.pairs.items():
         pair = read_pair(*paths)
         for metric in chosen.values():

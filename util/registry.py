@@ -70,7 +70,8 @@ class Registry(Generic[T]):
     def keys(self, name: str) -> Mapping[str, ConfigKey]:
         """Config keys of the entry called `name`."""
         entry = self.get(name)
-        hints = get_type_hints(entry.__init__ if isinstance(entry, type) else entry)
+        described: Any = entry
+        hints = get_type_hints(described.__init__ if isinstance(entry, type) else entry)
         return MappingProxyType(
             {
                 key: ConfigKey(key, hints.get(key, Any), p.default is Parameter.empty, p.default)

@@ -11,7 +11,7 @@ import struct
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ def load_tensors(path: str | Path, advice: str = "") -> Any:
             ) from None
 
 
-def _refuse_others(path: Path, file: io.BufferedReader, advice: str) -> None:
+def _refuse_others(path: Path, file: BinaryIO, advice: str) -> None:
     beginning = file.read(512)
     if beginning[257:262] == b"ustar":
         raise UserError(f"{path}: is a tar archive; unpack it{advice}")

@@ -12,6 +12,7 @@ a machine that does nothing else.
 """
 
 import argparse
+import functools
 import json
 import platform
 import sys
@@ -100,7 +101,7 @@ class Benchmark:
             row = Row(task, "plain fp32", 1)
             rows[task] = row
             self.report.rows.append(row)
-            self._guard(row, lambda row=row: self._time_plain(row, base, network))
+            self._guard(row, functools.partial(self._time_plain, row, base, network))
         return rows
 
     def _time_plain(self, row: Row, base: UNetModel, network: UNetModel) -> None:
@@ -144,7 +145,7 @@ class Benchmark:
     def _fill(self, row: Row, times: dict[str, float], plain: Row | None) -> None:
         for name, value in times.items():
             setattr(row, f"{name}_ms", value)
-        seconds = row.step_ms / 1e3
+        seconds = times["step"] / 1e3
         row.images_per_hour = 3600 * row.batch / (seconds * self.report.steps)
         row.peak_memory_gib = self.clock.peak_gib()
         row.tflops = self.report.gflop_per_image * row.batch / seconds / 1e3

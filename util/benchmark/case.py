@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,7 +135,7 @@ class Case:
 
     def parts(self, t: int, last: int) -> dict[str, Callable[[], object]]:
         """The parts of a step as functions; called in this order, each finds what it needs."""
-        held: dict[str, Tensor] = {}
+        held: dict[str, Any] = {}
 
         def forward() -> None:
             held["x"] = self.x.detach().requires_grad_()
@@ -170,11 +171,11 @@ def plain_case(case: Case, network: UNetModel):
         from tests import plain_loop as plain
     except ImportError:
         return None
-    dense = {
+    dense: dict[str, Callable[[], Any]] = {
         "super_resolution": lambda: plain.GatherBicubic(case.size, 4, case.device),
         "inpainting": lambda: case.problem.operator,
     }
-    kernel = case.problem.operator.saved().get("kernel")
+    kernel: Any = case.problem.operator.saved().get("kernel")
     operator = dense.get(case.task, lambda: plain.DenseBlur(kernel, case.device))()
     diffusion = case.prior.diffusion
     timesteps, betas = diffusion.timesteps, diffusion.betas

@@ -51,12 +51,14 @@ def parts(y: Tensor, operator: Operator, size: int) -> list[tuple[slice, slice, 
     context = replace(operator.context, height=size, width=size)
     height, width = operator.context.height, operator.context.width
     shrunk = height // y.shape[-2]
-    found = []
+    found: list[tuple[slice, slice, Tensor, Operator]] = []
     for top in range(0, height, size):
         for left in range(0, width, size):
             rows, columns = slice(top, top + size), slice(left, left + size)
             if isinstance(operator, Inpainting):
-                own = Inpainting(context=context, masks=operator.masks[..., rows, columns])
+                own: Operator = Inpainting(
+                    context=context, masks=operator.masks[..., rows, columns]
+                )
             else:
                 own = type(operator)(context=context)
             side = size // shrunk
@@ -132,7 +134,8 @@ class Comparison:
     ) -> "Comparison":
         """`label` [1, 3, H, W] measured by `task`; steps and guidance are the task's."""
         key = ImageKey(seed, "photograph")
-        context = OperatorContext(*label.shape[-2:], label.device, mask=MaskConfig())
+        height, width = label.shape[-2:]
+        context = OperatorContext(height, width, label.device, mask=MaskConfig())
         operator = OPERATORS.get(task)(context=context).bind([key])
         y = GaussianNoise(SIGMA)(operator(label), key.numpy("noise"))
         guided, params = diffusion.guided(task)

@@ -23,7 +23,7 @@ def compare_operators(args, size: int, device: torch.device, count: int = 50) ->
             continue  # a product with the mask in both
         operator = build_operator(task, size, device)
         if task == "super_resolution":
-            dense = GatherBicubic(size, 4, device)
+            dense: Any = GatherBicubic(size, 4, device)
         else:
             dense = DenseBlur(operator.saved()["kernel"], device)
 
@@ -32,7 +32,7 @@ def compare_operators(args, size: int, device: torch.device, count: int = 50) ->
 
         with torch.no_grad():
             error = (torch.cat(blocks()) - dense(x)).abs().max().item()
-            functions = {"ours": blocks, "dense": lambda dense=dense: dense(x)}
+            functions: dict[str, Any] = {"ours": blocks, "dense": lambda dense=dense: dense(x)}
             times = medians(clock, functions, args.repeats)
         ratio = times["dense"] / times["ours"]
         figures[task] = {**times, "ratio": ratio, "max_difference": error}

@@ -1,7 +1,7 @@
 """The three config files of a run as typed objects, and how they are combined."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -218,7 +218,11 @@ def _applies(diffusion: dict[str, Any], task: dict[str, Any]) -> bool:
     """Whether the diffusion config has guidance for this task, method and operator."""
     guidance, conditioning = diffusion.get("guidance"), task.get("conditioning")
     measurement = task.get("measurement")
-    if not all(isinstance(m, dict) for m in (guidance, conditioning, measurement)):
+    if not (
+        isinstance(guidance, dict)
+        and isinstance(conditioning, dict)
+        and isinstance(measurement, dict)
+    ):
         return False
     operator = measurement.get("operator")
     name = operator.get("name") if isinstance(operator, dict) else None
@@ -277,7 +281,7 @@ def _named(registry: Any, raw: Any, where: str) -> Component:
 
 
 def _section(
-    raw: Any, where: str, required: set[str], optional: set[str] | None = frozenset()
+    raw: Any, where: str, required: set[str], optional: Collection[str] | None = ()
 ) -> dict[str, Any]:
     """`raw` as a mapping with these keys; `optional` None leaves further keys unchecked."""
     if not isinstance(raw, dict):

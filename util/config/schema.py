@@ -186,7 +186,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         return value
     if origin in (tuple, list, dict):
         return _convert_collection(value, hint, where)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return parse_dataclass(hint, value, where)
     return _convert_scalar(value, hint, where)
 

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from types import FrameType
+from typing import Any
 
 # A terminal's Ctrl-C and torchrun both signal a process, so two signals close together are one.
 _SAME_REQUEST_SECONDS = 2.0
@@ -20,7 +21,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._received = 0.0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGINT, signal.SIGTERM):

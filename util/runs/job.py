@@ -3,9 +3,10 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from data.dataloader import Dataset, output_name
+from guided_diffusion.precision import AcceleratedNetwork
 from guided_diffusion.sampling import Prior
 from util.atomic import sweep
 from util.config.run_config import RunConfig
@@ -56,10 +57,11 @@ class Job:
         return plan
 
     def _prepare(self, names: Sequence[str], overwrite: bool) -> Plan:
-        execution = self.prior.model.execution
+        execution = cast(AcceleratedNetwork, self.prior.model).execution
         restoration, results = self.restoration, self.results
+        precision = execution.precision or "fp32"  # never None once resolved
         pixels = result_settings(
-            self.config, self.settings, self.dataset, restoration.operator, execution.precision
+            self.config, self.settings, self.dataset, restoration.operator, precision
         )
         plan = make_plan(results, pixels, restoration.sources, names, overwrite)
         sweep(results.root)

@@ -46,7 +46,7 @@ class Case:
     grey: bool  # the source has no colour channels
     known: Tensor | None  # 1 where y holds a measurement, [C, h, w]; None: everywhere
     dpi: tuple[float, float] | None = None  # of the source
-    keep_known: bool = False  # the known pixels of y are those of the result
+    kept: Tensor | None = None  # where the result is y itself, bool [1, H, W]
     source: Mapping[str, Any] = field(default_factory=dict)  # see Sources.mark
 
     @property
@@ -83,7 +83,7 @@ class Batch:
         """The same, with the known pixels of the measurement where they are to be kept."""
         return torch.stack(
             [
-                torch.where(case.operator.masks[0] > 0, case.y, image) if case.keep_known else image
+                image if case.kept is None else torch.where(case.kept, case.y, image)
                 for image, case in zip(self.finish(x), self.cases, strict=True)
             ]
         )
@@ -214,15 +214,17 @@ class ProblemBuilder:
             photograph.grey,
             None,
             photograph.dpi,
-            self._keeps_known(operator),
+            self._kept(operator),
         )
 
-    def _keeps_known(self, operator: Operator) -> bool:
+    def _kept(self, operator: Operator) -> Tensor | None:
+        """Where known pixels are copied into the result, bool [1, H, W]; None: nowhere."""
         if not isinstance(operator, Inpainting):
-            return False
+            return None
         sigma = getattr(self.noiser, "sigma", 0.0 if isinstance(self.noiser, Clean) else None)
         mask_opt = self.config.task.mask_opt or MaskConfig()
-        return mask_opt.keeps_known(sigma, self.dataset.measured)
+        kept = mask_opt.keeps_known(sigma, self.dataset.measured)
+        return operator.masks[0] > 0 if kept else None
 
     def _measured(self, key: ImageKey, photograph: Photograph) -> Case:
         y = photograph.image.to(self.device)
@@ -239,8 +241,8 @@ class ProblemBuilder:
         inside = cut_border(y if known is None else known, self.dataset.border)
         if known is not None and not inside.any():
             raise UserError(f"{key.name}: the mask leaves no pixel; nothing is known of it")
-        keep = self._keeps_known(operator)
-        return Case(key, y, operator, None, photograph.grey, known, photograph.dpi, keep)
+        kept = self._kept(operator)
+        return Case(key, y, operator, None, photograph.grey, known, photograph.dpi, kept)
 
     def _with_mask(self, operator: Inpainting, key: ImageKey, photograph: Photograph) -> Inpainting:
         """The operator with this image's mask: from mask_opt.mask, or the alpha channel."""
@@ -261,8 +263,8 @@ class ProblemBuilder:
         y [C, H, W], mask [1, H, W], 1 where kept
         """
         kept = mask[0] > 0
-        mask_opt = self.config.task.mask_opt
-        given = mask_opt is not None and mask_opt.mask is not None
+        mask_opt = self.config.task.mask_opt or MaskConfig()
+        given = mask_opt.mask is not None
         if not self._mask_told:
             self._mask_told = True
             how = f"white is {mask_opt.mask_is} (--mask_is)" if given else "opaque is kept"
@@ -281,8 +283,9 @@ class ProblemBuilder:
         """The problem of `cases`, all of one size, for `prior`."""
         fit, border = self.dataset.fit, self.dataset.border
         y, known = torch.stack([case.y for case in cases]), None
-        if cases[0].known is not None:
-            known = cut_border(torch.stack([case.known for case in cases]), border)
+        masks = [case.known for case in cases if case.known is not None]
+        if masks:  # of all, or of none
+            known = cut_border(torch.stack(masks), border)
         first, *others = [case.operator for case in cases]
         operator = first.join(others)
         height, width = cases[0].size

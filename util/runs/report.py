@@ -44,7 +44,7 @@ def final_report(results: Results, config: str, names: Sequence[str]) -> Outcome
         for r in records.values()
         if r.done and results.holds(r)
     ]
-    failed = {n: records[n].error for n in names if n in records and not records[n].done}
+    failed = {n: r.error or "" for n in names if (r := records.get(n)) and not r.done}
     there = {row.name for row in rows}
     missing = [n for n in names if n not in failed and output_name(n) not in there]
     outcome = Outcome(rows, failed, missing)

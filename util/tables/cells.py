@@ -127,7 +127,7 @@ class Runner:
     def _baseline(self, cell: Cell, settings: Settings, plan: Plan, results: Results) -> None:
         """A baseline on the very measurements that the methods get."""
         config, manifest = cell.config, Manifest(results.root)
-        method = BASELINES.get(cell.row.baseline)
+        method = BASELINES.get(cell.row.baseline or "")
         dataset = self.dataset(config)
         sources = Sources(dataset, config.task.mask_opt)
         builder = ProblemBuilder(config, dataset, settings.seed_of_measurement, self.device)
@@ -146,8 +146,11 @@ class Runner:
                 manifest.append(dataclasses.replace(record, error=str(error)))
                 continue
             files = results.marks(case.output)
-            done = {"seconds": seconds, "metrics": metrics, "source": source, "files": files}
-            manifest.append(dataclasses.replace(record, **done))
+            manifest.append(
+                dataclasses.replace(
+                    record, seconds=seconds, metrics=metrics, source=source, files=files
+                )
+            )
 
     def _prior(self, cell: Cell) -> Prior:
         model, diffusion = cell.config.model, cell.config.diffusion

@@ -56,7 +56,8 @@ def _ranked(table: TableResult, column: Sequence[CellResult], metric: str) -> li
         _dash(table, cell) if mean is None else _mean(mean, get_metric(metric).digits)
         for cell, mean in zip(column, means, strict=True)
     ]
-    return _placed(texts, [m and m.value for m in means], get_metric(metric).higher_is_better)
+    values = [None if m is None else m.value for m in means]
+    return _placed(texts, values, get_metric(metric).higher_is_better)
 
 
 def _steady(table: TableResult, column: Sequence[CellResult]) -> list[Entry]:
@@ -74,7 +75,9 @@ def _placed(texts: Sequence[str], values: Sequence[float | None], higher: bool) 
     if len([v for v in values if v is not None]) < 2:
         known = []
     places = {value: i + 1 for i, value in enumerate(known[:2])}
-    return [Entry(t, places.get(v, 0)) for t, v in zip(texts, values, strict=True)]
+    return [
+        Entry(t, 0 if v is None else places.get(v, 0)) for t, v in zip(texts, values, strict=True)
+    ]
 
 
 def _dash(table: TableResult, cell: CellResult) -> str:
@@ -259,6 +262,8 @@ def to_csv(table: TableResult) -> str:
             if cell.steadiness is not None:
                 means["std_over_seeds"] = cell.steadiness
             for metric, mean in means.items():
+                if mean is None:  # of no image large enough
+                    continue
                 numbers = [mean.value, "" if mean.error is None else mean.error]
                 writer.writerow([*names, metric, *numbers, len(table.names), seeds, *costs, ""])
     return text.getvalue()

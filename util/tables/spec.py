@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -108,7 +107,7 @@ def check_spec(spec: TableSpec, where: str) -> None:
             raise UserError(f"{at}: needs method or baseline, one of them")
         if row.method is not None:
             CONDITIONING.get(row.method, at)
-        else:
+        elif row.baseline is not None:
             BASELINES.get(row.baseline, at)
     if spec.compare is not None and spec.compare not in [row.name for row in spec.rows]:
         raise UserError(f'{where}: compare: there is no row "{spec.compare}"')
@@ -199,7 +198,7 @@ def _cell(spec: TableSpec, row: RowSpec, task: TaskSpec) -> Cell:
     if spec.data is not None:
         overrides.insert(0, f"task.data={json.dumps(spec.data)}")
     if row.method is not None:
-        overrides = _with_conditioning(spec, row, task, files, overrides)
+        overrides = _with_conditioning(spec, row, row.method, task, files, overrides)
     try:
         config = load_run_config(*files, overrides)
     except UserError as error:
@@ -209,22 +208,27 @@ def _cell(spec: TableSpec, row: RowSpec, task: TaskSpec) -> Cell:
 
 
 def _with_conditioning(
-    spec: TableSpec, row: RowSpec, task: TaskSpec, files: Sequence[str], overrides: list[str]
+    spec: TableSpec,
+    row: RowSpec,
+    method: str,
+    task: TaskSpec,
+    files: tuple[str, str, str],
+    overrides: list[str],
 ) -> list[str]:
     """The overrides and the row's method, its guidance scale worked out."""
-    given = {**task.params.get(row.method, {}), **row.params}
+    given = {**task.params.get(method, {}), **row.params}
     if not spec.scale_by_steps:  # what the configs say of the method, `guidance` included
         configured = load_run_config(*files, overrides).task.conditioning
-        if configured.name == row.method:
+        if configured.name == method:
             given = {**configured.params, **given}
-    if "scale" in CONDITIONING.keys(row.method):
+    if "scale" in CONDITIONING.keys(method):
         published = read_yaml(task.config).get("conditioning", {}).get("params", {})
         scale = given.get("scale", published.get("scale", 1.0))
         if spec.scale_by_steps:
-            method = f"task.conditioning.method={row.method}"
-            config = load_run_config(*files, [*overrides, method])
+            chosen = f"task.conditioning.method={method}"
+            config = load_run_config(*files, [*overrides, chosen])
             steps = config.diffusion.build().num_timesteps
             scale = float(scale) * 1000 / steps
         given["scale"] = scale
-    conditioning = json.dumps({"method": row.method, "params": given})
+    conditioning = json.dumps({"method": method, "params": given})
     return [*overrides, f"task.conditioning={conditioning}"]
