@@ -42,10 +42,13 @@ class Job:
             config, settings, dataset, prior, results, self.world, self.stop
         )
         self.started = time.perf_counter()
+        self._again = "the same command"  # that goes on after an interruption
 
     def begin(self, names: Sequence[str], overwrite: bool = False) -> Plan:
         """What of `names` is still to be done, the same on every rank; rank 0 prepares the results
         folder. UserError where that holds results of other settings, or has no space."""
+        if overwrite:
+            self._again = "the same command without --overwrite"
         plan = self.world.agree(
             lambda: self._prepare(names, overwrite and not was_restarted()), self.settings.device
         )
@@ -96,8 +99,7 @@ class Job:
                 self.world.wait_for_others(self.stop)
         except Interrupted:
             get_logger().warning(
-                "stopped by signal %d; the same command, without --overwrite, goes on from here",
-                self.stop.signal,
+                "stopped by signal %d; %s goes on from here", self.stop.signal, self._again
             )
 
     def report(self, plan: Plan, names: Sequence[str]) -> int:
