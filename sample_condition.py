@@ -4,9 +4,7 @@
 Examples:
 
   # The prior that ships with the project, on photographs that scikit-image carries
-  python3 sample_condition.py --model_config=configs/demo_model_config.yaml \\
-      --diffusion_config=configs/demo_diffusion_config.yaml \\
-      --task_config=configs/super_resolution_config.yaml --set task.data.name=skimage --limit 1
+  python3 sample_condition.py --task super_resolution --set task.data.name=skimage --limit 1
 
   # The published setting for faces (first: python -m models.download ffhq)
   python3 sample_condition.py --model_config=configs/model_config.yaml \\
@@ -14,25 +12,18 @@ Examples:
       --task_config=configs/gaussian_deblur_config.yaml --gpu 0 --data_root FACES
 
   # DPS instead of DPPS, 8 images at a time
-  python3 sample_condition.py --model_config=configs/demo_model_config.yaml \\
-      --diffusion_config=configs/demo_diffusion_config.yaml \\
-      --task_config=configs/inpainting_config.yaml --set task.data.name=skimage \\
-      --set task.conditioning.method=ps --set task.conditioning.params.scale=4 --batch_size 8
+  python3 sample_condition.py --task inpainting --data_root PHOTOGRAPHS --batch_size 8 \\
+      --set task.conditioning.method=ps --set task.conditioning.params.scale=4
 
   # A large folder on 4 GPUs; started again after an interruption it does only the rest
-  torchrun --nproc_per_node=4 sample_condition.py --model_config=configs/model_config.yaml \\
-      --diffusion_config=configs/diffusion_config.yaml \\
-      --task_config=configs/motion_deblur_config.yaml --batch_size auto --data_root FACES
+  torchrun --nproc_per_node=4 sample_condition.py --model_config model_config \\
+      --task motion_deblur --batch_size auto --data_root FACES
 
   # Photographs of any size, restored by overlapping windows of the model's size
-  python3 sample_condition.py --model_config=configs/demo_model_config.yaml \\
-      --diffusion_config=configs/demo_diffusion_config.yaml \\
-      --task_config=configs/super_resolution_config.yaml --data_root PHOTOGRAPHS --fit tile
+  python3 sample_condition.py --task super_resolution --data_root PHOTOGRAPHS --fit tile
 
   # Photographs that are blurred already, by a kernel in a file; sigma is on the range [-1, 1]
-  python3 sample_condition.py --model_config=configs/demo_model_config.yaml \\
-      --diffusion_config=configs/demo_diffusion_config.yaml \\
-      --task_config=configs/motion_deblur_config.yaml --measurements BLURRED \\
+  python3 sample_condition.py --task motion_deblur --measurements BLURRED \\
       --kernel kernel.png --border 10 --set task.measurement.noise.sigma=0.02
 
 Exit status: 0 all images are finished, 1 some failed, 2 wrong usage or nothing can be written,
@@ -53,7 +44,7 @@ from util.runs.distributed import join_world, local_device
 from util.runs.interrupt import Interrupted, StopRequest
 from util.runs.job import Job
 from util.runs.recording import parse_record
-from util.runs.restoration import Settings
+from util.runs.restoration import Restoration, Settings
 from util.runs.results import Results
 
 
@@ -94,7 +85,7 @@ def load(args: argparse.Namespace, stop: StopRequest) -> Job:
     execution = Execution(args.precision, args.compile, args.fast)
     prior = build_prior(config.model, config.diffusion, settings.device, execution)
     results = Results(Path(args.save_dir) / config.task.operator.name)
-    return Job(config, settings, dataset, prior, results, join_world(), stop)
+    return Job(Restoration(config, settings, dataset, prior, results, join_world(), stop))
 
 
 if __name__ == "__main__":

@@ -5,41 +5,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
-from data.dataloader import Dataset, output_name
+from data.dataloader import output_name
 from guided_diffusion.precision import AcceleratedNetwork
-from guided_diffusion.sampling import Prior
 from util.atomic import sweep
-from util.config.run_config import RunConfig
 from util.logger import get_logger
-from util.runs.distributed import World, was_restarted
-from util.runs.interrupt import Interrupted, StopRequest
+from util.runs.distributed import was_restarted
+from util.runs.interrupt import Interrupted
 from util.runs.plan import Plan, least_bytes, make_plan, result_settings
 from util.runs.report import Outcome, final_report
-from util.runs.restoration import Restoration, Settings
-from util.runs.results import Results
+from util.runs.restoration import Restoration
 
 _SHOWN_NAMES = 5
 
 
 class Job:
-    """A run of this process, one of `world`; everything that can be wrong with its configs is
-    found when it is made, before anything is written."""
+    """A run of this process, which `restoration` works off; what can be wrong with its configs was
+    found when that was made, before anything is written."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        settings: Settings,
-        dataset: Dataset,
-        prior: Prior,
-        results: Results,
-        world: World | None = None,
-        stop: StopRequest | None = None,
-    ) -> None:
-        self.config, self.settings, self.dataset = config, settings, dataset
-        self.prior, self.results = prior, results
-        self.world, self.stop = world or World(), stop or StopRequest()
-        self.restoration = Restoration(
-            config, settings, dataset, prior, results, self.world, self.stop
+    def __init__(self, restoration: Restoration) -> None:
+        self.restoration = restoration
+        self.settings, self.dataset = restoration.settings, restoration.dataset
+        self.results, self.world, self.stop = (
+            restoration.results,
+            restoration.world,
+            restoration.stop,
         )
         self.started = time.perf_counter()
         self._again = "the same command"  # that goes on after an interruption
@@ -60,15 +49,15 @@ class Job:
         return plan
 
     def _prepare(self, names: Sequence[str], overwrite: bool) -> Plan:
-        execution = cast(AcceleratedNetwork, self.prior.model).execution
         restoration, results = self.restoration, self.results
+        execution = cast(AcceleratedNetwork, restoration.prior.model).execution
         precision = execution.precision or "fp32"  # never None once resolved
         pixels = result_settings(
-            self.config, self.settings, self.dataset, restoration.operator, precision
+            restoration.config, self.settings, self.dataset, restoration.operator, precision
         )
         plan = make_plan(results, pixels, restoration.sources, names, overwrite)
         sweep(results.root)
-        steps = restoration.method.first_step(self.prior.diffusion) + 1
+        steps = restoration.method.first_step(restoration.prior.diffusion) + 1
         operator, count = restoration.operator, len(plan.names)
         results.check_space(least_bytes(self.settings, self.dataset, operator, count, steps))
         self.describe({"precision": execution.precision, "compile": execution.compile})
@@ -84,7 +73,7 @@ class Job:
             **more,
             "record": asdict(settings.record),
         }
-        self.results.save_run(self.config.raw, command)
+        self.results.save_run(self.restoration.config.raw, command)
         for stem, array in self.restoration.operator.saved().items():
             self.results.save_array(stem, array)
 

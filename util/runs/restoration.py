@@ -112,7 +112,8 @@ class Restoration:
         world: World | None = None,
         stop: StopRequest | None = None,
     ) -> None:
-        self.settings, self.dataset, self.prior, self.results = settings, dataset, prior, results
+        self.config, self.settings, self.dataset = config, settings, dataset
+        self.prior, self.results = prior, results
         self.method: ConditioningMethod = config.task.conditioning.build(CONDITIONING)
         prior.check_method(self.method)
         self.builder = ProblemBuilder(

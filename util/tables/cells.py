@@ -23,7 +23,7 @@ from util.runs.job import Job
 from util.runs.manifest import Manifest, Record, read_records, read_sets
 from util.runs.plan import Plan, make_plan
 from util.runs.problems import ProblemBuilder
-from util.runs.restoration import NOT_FINITE, Settings
+from util.runs.restoration import NOT_FINITE, Restoration, Settings
 from util.runs.results import Results
 from util.runs.sources import Sources
 from util.tables.baselines import BASELINES
@@ -120,7 +120,7 @@ class Runner:
 
     def _restore(self, cell: Cell, settings: Settings, plan: Plan, results: Results) -> None:
         prior, dataset = self._prior(cell), self.dataset(cell.config)
-        job = Job(cell.config, settings, dataset, prior, results)
+        job = Job(Restoration(cell.config, settings, dataset, prior, results))
         job.describe({"table_row": cell.row.name})
         job.restore(plan)
 

@@ -200,7 +200,7 @@ def test_a_failure_leaves_a_dash(table, monkeypatch):
     original = cells.Job.restore
 
     def fail(self, plan):
-        task = self.config.task
+        task = self.restoration.config.task
         if task.conditioning.name == "ps" and task.operator.name == "motion_blur":
             raise RuntimeError("out of memory\nand more")
         return original(self, plan)
