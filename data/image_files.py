@@ -325,8 +325,14 @@ def _picture(decoded: _Decoded, path: str | Path) -> Picture:
     image = Image.fromarray(decoded.values)
     if decoded.profile:
         image = _eight_bit_to_srgb(image, decoded.profile, path)
-    pixels = np.asarray(image.convert("RGB"))
-    return Picture(pixels, decoded.grey, decoded.alpha, decoded.dpi)
+    return Picture(_coloured(np.asarray(image)), decoded.grey, decoded.alpha, decoded.dpi)
+
+
+def _coloured(pixels: np.ndarray) -> np.ndarray:
+    """Grey pixels [H, W] as [H, W, 3], without copies; colours as they are."""
+    if pixels.ndim == 3:
+        return pixels
+    return np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
 
 
 def _deep_picture(decoded: _Decoded, path: str | Path) -> Picture:
@@ -346,10 +352,8 @@ def _deep_picture(decoded: _Decoded, path: str | Path) -> Picture:
     pixels = _sixteen_bit(values, white)
     if decoded.profile:
         pixels = _deep_to_srgb(pixels, decoded.profile, path)
-    if pixels.ndim == 2:
-        pixels = np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
     alpha = None if decoded.alpha is None else _sixteen_bit(decoded.alpha, white)
-    return Picture(pixels, decoded.grey, alpha, decoded.dpi)
+    return Picture(_coloured(pixels), decoded.grey, alpha, decoded.dpi)
 
 
 def _sixteen_bit(values: np.ndarray, white: float) -> np.ndarray:
