@@ -116,6 +116,11 @@ class LinearOperator(Operator):
         with torch.enable_grad():
             return torch.autograd.grad(self(x), x, y)[0]
 
+    @property
+    def has_spectrum(self) -> bool:
+        """Whether `spectrum` is known; asked before an operator is bound to its images."""
+        return type(self).spectrum is not LinearOperator.spectrum
+
     def spectrum(self, cutoff: float = CUTOFF) -> Spectrum | None:
         """Singular values and bases; None where they are not known in closed form.
 

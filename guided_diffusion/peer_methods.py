@@ -43,7 +43,7 @@ class LinearMethod(ConditioningMethod):
             return "needs a linear operator"
         if not isinstance(noiser, GaussianNoise | Clean):
             return "needs Gaussian noise, or none"
-        if self.needs_spectrum and operator.spectrum(CUTOFF) is None:
+        if self.needs_spectrum and not operator.has_spectrum:
             return "needs an operator whose singular values are known in closed form"
         return None
 

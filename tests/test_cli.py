@@ -101,6 +101,13 @@ def test_an_image_does_not_depend_on_its_neighbours(tmp_path, images):
         assert first == second
 
 
+@pytest.mark.parametrize("method", ["ddnm+", "pigdm", "diffpir", "mcg", "projection"])
+def test_methods_of_linear_operators_take_masks(tmp_path, images, method):
+    arguments = [*write_configs(tmp_path, "inpainting"), "--data_root", images, "--limit", "1"]
+    assert run(*arguments, "--set", f"task.conditioning.method={method}") == 0
+    assert (tmp_path / "results" / "inpainting" / "recon" / "a.png").exists()
+
+
 @pytest.mark.parametrize("method", ["ps", "ps+", "mcg", "projection", "vanilla", "diffpir"])
 def test_every_method_and_sampler(tmp_path, images, method):
     arguments = write_configs(tmp_path, "super_resolution")
