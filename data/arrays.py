@@ -47,7 +47,8 @@ def _read_matlab(path: str, what: str) -> np.ndarray:
         if not name.startswith("__")
         and isinstance(array, np.ndarray)
         and array.dtype.kind in "biuf"
-        and np.squeeze(array).ndim == 2
+        and array.ndim == 2
+        and array.size > 1
     }
     if len(found) != 1:
         names = ", ".join(found) or "none"
@@ -83,7 +84,9 @@ def read_array(path: str, what: str) -> np.ndarray:
         raise UserError(f"{path}: not a readable {what} (known endings: {known})")
     read = _READERS.get(suffix)
     array = read_values(path) if read is None else read(path, what)
-    array = np.squeeze(np.asarray(array, dtype=np.float64))
+    array = np.asarray(array, dtype=np.float64)
+    while array.ndim > 2 and 1 in array.shape:  # not of one row or column, which is a kernel, too
+        array = array.squeeze(array.shape.index(1))
     if array.ndim != 2 or not array.size or not np.isfinite(array).all():
         raise UserError(
             f"{path}: a {what} must be a two-dimensional array of finite numbers, "

@@ -4,6 +4,8 @@ To add one, register a class with `names` and `open`; its keyword arguments are 
 """
 
 import os
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -55,10 +57,14 @@ def find_images(root: str | Path, suffixes: Collection[str] = IMAGE_SUFFIXES) ->
     seen: set[str] = set()  # a link to a folder above would be walked without end
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_passed_over):
         real = os.path.realpath(folder)
-        if real in seen or (Path(folder) != root and holds_results(folder)):
+        results = Path(folder) != root and holds_results(folder)
+        if results:
+            get_logger().info("%s: passed over, it holds results of this program", folder)
+        if real in seen or results:
             folders.clear()
             continue
         seen.add(real)
+        folders.sort()  # of two names for one folder the same is taken everywhere
         for name in names:
             path = Path(folder) / name
             if _has_suffix(name, suffixes) or (_has_suffix(name, {""}) and is_picture(path)):
@@ -139,7 +145,7 @@ class Dataset:
         Raises UserError for an unreadable image, for one whose results would lie where another's
         do, and, where fit is "crop", for a smaller one.
         """
-        first = self._first_with_output[output_name(name)]
+        first = self._first_with_output[result_key(name)]
         if name != first:
             raise UserError(
                 f"{name}: would be saved as {output_name(name)}, as {first} is; rename one of them"
@@ -184,12 +190,21 @@ class Dataset:
     @cached_property
     def _first_with_output(self) -> dict[str, str]:
         """The image that each result file belongs to: the first of those with its name."""
-        return {output_name(name): name for name in reversed(self.names)}
+        return {result_key(name): name for name in reversed(self.names)}
 
 
 def output_name(name: str) -> str:
     """Path of an image's result files below their folder, without ending."""
     return str(PurePosixPath(name).with_suffix(""))
+
+
+def result_key(name: str) -> str:
+    """The same for two images whose result files would be one: on disks that do not tell capital
+    letters from small ones, those count as equal."""
+    output = output_name(name)
+    if sys.platform in ("win32", "darwin"):
+        return unicodedata.normalize("NFC", output).casefold()
+    return output
 
 
 DATASETS: Registry[Dataset] = Registry("data set", frozenset({"image_size"}))

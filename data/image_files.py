@@ -21,7 +21,7 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps
 
 from util.errors import UserError
-from util.files import read_bytes
+from util.files import open_regular, read_bytes
 from util.logger import get_logger
 
 # Endings of files that are taken, and the formats that are looked for in them, whatever the ending.
@@ -160,9 +160,9 @@ def _png_chunk(kind: bytes, content: bytes) -> bytes:
 def is_picture(path: Path) -> bool:
     """Whether a file without an ending begins like a picture."""
     try:
-        with open(path, "rb") as file:
-            return path.is_file() and file.read(8).startswith(_BEGINNINGS)
-    except OSError:
+        with open_regular(path) as file:
+            return file.read(8).startswith(_BEGINNINGS)
+    except UserError:
         return False
 
 
@@ -281,12 +281,14 @@ def _decode_tiff(data: bytes, path: str | Path) -> _Decoded:
         if axes.startswith("S"):
             values = np.moveaxis(values, 0, -1)
         values = values[..., None] if "S" not in axes else values
+        if values.dtype.kind == "i" and page.bitspersample <= 16:
+            raise UserError(f"{path}: a TIFF of signed integers; save it with unsigned ones")
         white = _tiff_white(values, page.bitspersample)
-        if page.photometric == 0 and values.dtype.kind != "f":
-            values = (white - values).astype(values.dtype)
         colours = 3 if page.photometric == 2 else 1
         alpha = values[..., colours] if _has_alpha(page, colours) else None
         colour = values[..., :colours]
+        if page.photometric == 0 and values.dtype.kind != "f":  # white is zero
+            colour = (white - colour).astype(values.dtype)
         if alpha is not None and page.extrasamples[0] == 1:  # colours are multiplied by it
             share = np.maximum(alpha[..., None] / white, 1e-6)
             colour = np.minimum(colour / share, white).astype(values.dtype)

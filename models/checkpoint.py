@@ -81,7 +81,7 @@ def unwrapped(state: Mapping[str, Any], expected: Collection[str], path: str | P
     best = state.get("best")  # of this project's own training
     if isinstance(best, Mapping) and isinstance(best.get("weights"), Mapping):
         state, taken = best["weights"], ["best", "weights"]
-    while not any(isinstance(value, Tensor) for value in state.values()):
+    while not state.keys() & set(expected):
         key = next((k for k in _WEIGHT_KEYS if isinstance(state.get(k), Mapping)), None)
         if key is None:
             break

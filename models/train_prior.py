@@ -14,6 +14,7 @@ import csv
 import dataclasses
 import hashlib
 import math
+import os
 import sys
 import tempfile
 import time
@@ -48,7 +49,7 @@ from util.cli import (
 )
 from util.config.overrides import apply_overrides
 from util.config.schema import parse_dataclass, read_yaml
-from util.config.shipped import config_path
+from util.config.shipped import config_path, find_config
 from util.errors import UserError
 from util.files import shown
 
@@ -217,6 +218,11 @@ class Trainer:
                 f"{self.path}: this run began from {begun_from or 'nothing'}, not from "
                 f"{self.config.initial_weights or 'nothing'}; choose another run_dir for a new one"
             )
+        if saved.get("holdout", self.config.holdout) != self.config.holdout:
+            raise UserError(
+                f"{self.path}: this run was started with holdout {saved['holdout']}; choose "
+                "another run_dir for a new one"
+            )
         if (saved.get("labels") is None) != (self.labels is None):
             raise UserError(
                 f"{self.path}: this run was started with{'out' * (self.labels is not None)} "
@@ -240,6 +246,7 @@ class Trainer:
         state = {
             "unet": dataclasses.asdict(self.unet_config),
             "initial_weights": self.config.initial_weights,
+            "holdout": self.config.holdout,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimiser": self.config.optimiser,
@@ -249,7 +256,8 @@ class Trainer:
             "best": self.best,
         }
         save_torch(state, self.path)
-        save_weights(self.best["weights"] or weights, self.config.output, torch.float16)
+        chosen = weights if score is None else self.best["weights"] or weights
+        save_weights(chosen, self.config.output, torch.float16)
 
     def learning_rate(self) -> float:
         """Linear warm-up, then half a cosine down to 2 % of the peak at the last iteration."""
@@ -361,10 +369,11 @@ def train(config: TrainConfig, device: torch.device) -> Trainer:
         judges = list(validation_images(held_out, multiple, device))
         _run(trainer, store, judges, csv.writer(log), log)
     if not Path(config.output).exists():  # a finished run that is asked for another output
-        trainer.save()
+        trainer.save(math.inf if held_out else None)
     if config.validation_root:
         images = list(validation_images(find_images(config.validation_root), multiple, device))
-        print_validation(validation_loss(trainer.ema, trainer.diffusion, images))
+        shipped = load_model(unet_config, config.output).to(device)
+        print_validation(validation_loss(shipped, trainer.diffusion, images))
     return trainer
 
 
@@ -375,7 +384,7 @@ def held_out_split(paths: Sequence[Path], count: int) -> tuple[list[Path], list[
     """
     if count >= len(paths):
         raise UserError(f"holdout: {count} of {len(paths)} photographs leave none to train on")
-    by_name = sorted(paths, key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())
+    by_name = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path.name)).hexdigest())
     held_out = set(by_name[:count])
     return [p for p in paths if p not in held_out], [p for p in paths if p in held_out]
 
@@ -439,6 +448,7 @@ def main(argv: list[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key"
     )
     args = parser.parse_args(argv)
+    args.config = find_config(args.config, "training")
     raw = read_yaml(args.config)
     if "model_config" in raw:
         raw["model_config"] = config_path(raw["model_config"], args.config)

@@ -168,6 +168,7 @@ def test_tensors_of_other_kinds_are_refused(state, tmp_path, change):
         (lambda w, o: {f"_orig_mod.{k}": v for k, v in w.items()}, 'without "_orig_mod."'),
         (lambda w, o: {"state_dict": {f"module._orig_mod.{k}": v for k, v in w.items()}},
          '"state_dict", names without "module._orig_mod."'),
+        (lambda w, o: {"state_dict": w, "step": torch.tensor(3)}, '"state_dict"'),
         (lambda w, o: {"model": o, "ema": o, "best": {"score": 0.1, "weights": w}},
          '"best / weights"'),
         (lambda w, o: {"model": o, "ema": w, "best": {"score": 9.0, "weights": None}}, '"ema"'),
@@ -282,6 +283,17 @@ def test_two_downloads_of_one_file(tmp_path):
     leave.set()
     first.join()
     with _alone(part) as file:
+        assert file.read() == b""
+
+
+def test_download_where_files_cannot_be_locked(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*args):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with _alone(tmp_path / "a.part") as file:
         assert file.read() == b""
 
 

@@ -10,8 +10,10 @@ import pytest
 import dpps
 from tests.tiny import ROOT, write_images
 from tests.tiny_run import run, write_configs
+from util.config.run_config import load_model_config
 from util.config.shipped import find_config, shipped
 from util.errors import UserError
+from util.tables.spec import load_spec
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,13 @@ def test_configs_have_short_names(tmp_path, monkeypatch):
         find_config("inpaintin", "task")
     monkeypatch.chdir(tmp_path)
     assert find_config("configs/model_config.yaml", "model") == f"{ROOT}/configs/model_config.yaml"
+    (tmp_path / "inpainting").mkdir()  # a results folder, say
+    assert find_config("inpainting", "task") == f"{ROOT}/configs/inpainting_config.yaml"
+    (tmp_path / "inpainting").rmdir()
+    assert find_config("demo", "table") == f"{ROOT}/configs/tables/demo.yaml"
+    assert load_spec("demo").model_config == f"{ROOT}/configs/demo_model_config.yaml"
+    assert load_model_config("configs/demo_model_config.yaml").model_path.startswith(str(ROOT))
+    assert find_config("train_demo_prior", "training").startswith(str(ROOT))
     (tmp_path / "inpainting").write_text("")
     assert find_config("inpainting", "task") == "inpainting"  # the user's own file comes first
 

@@ -5,9 +5,9 @@ both look like files by their names.
 """
 
 import os
+import re
 import stat
 from collections.abc import Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -94,13 +94,17 @@ def same_file(path: Path, mark: Mapping[str, Any]) -> bool:
         return True
 
 
-# The records of a run, by which its results folder is known.
-RUN_RECORDS = "manifest.*.jsonl"
+_RUN_RECORDS = re.compile(r"manifest\.\d+\.jsonl")
+
+
+def is_run_record(name: str) -> bool:
+    """Whether a file of this name holds the records of a run, by which its folder is known."""
+    return _RUN_RECORDS.fullmatch(name) is not None
 
 
 def holds_results(root: str | Path) -> bool:
     """Whether a run was recorded in this folder; False for one that cannot be read."""
     try:
-        return any(fnmatch(name, RUN_RECORDS) for name in os.listdir(root))
+        return any(map(is_run_record, os.listdir(root)))
     except OSError:
         return False

@@ -47,7 +47,7 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
 
 
 def _text_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def _mark(digest: str) -> str:

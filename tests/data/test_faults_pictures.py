@@ -1,6 +1,7 @@
 """Pictures, masks and kernels of other people: read as they are meant, or refused."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -466,3 +467,46 @@ def test_large_deep_pictures_take_no_more_memory_than_they_must(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak / side**2 < 12 + 8  # float32 of three channels, and the file's values
+
+
+def test_kernels_of_one_row(tmp_path):
+    import scipy.io
+
+    row = np.full((1, 15), 1 / 15)
+    np.save(tmp_path / "k.npy", row)
+    scipy.io.savemat(tmp_path / "k.mat", {"k": row})
+    np.savetxt(tmp_path / "k.csv", row, delimiter=",")
+    for name in ("k.npy", "k.mat", "k.csv"):
+        assert read_kernel(str(tmp_path / name)).shape == (1, 15)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16])
+def test_signed_tiff_is_refused(tmp_path, kind):
+    tifffile.imwrite(tmp_path / "a.tif", (COLOUR // 2).astype(kind), photometric="rgb")
+    with pytest.raises(UserError, match=r"a\.tif"):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_white_is_zero_says_nothing_of_the_alpha(tmp_path):
+    alpha = np.zeros((24, 32), np.uint16)
+    alpha[:, :7] = 65535
+    data = np.dstack([65535 - GREY.astype(np.uint16) * 257, alpha])
+    tifffile.imwrite(
+        tmp_path / "a.tif", data, photometric="miniswhite", extrasamples=["unassalpha"],
+        planarconfig="contig",
+    )  # fmt: skip
+    picture = read_picture(tmp_path / "a.tif")
+    np.testing.assert_array_equal(picture.alpha, alpha)
+    np.testing.assert_array_equal(picture.pixels[..., 0], GREY.astype(np.uint16) * 257)
+
+
+def test_folders_are_walked_without_opening_what_is_no_file(tmp_path):
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    (tmp_path / "list").mkdir()
+    Image.fromarray(COLOUR).save(tmp_path / "list" / "b.png")
+    (tmp_path / "list" / "manifest.train.jsonl").write_text("{}")
+    assert [p.name for p in find_images(tmp_path)] == ["a.png", "b.png"]
+    (tmp_path / "list" / "manifest.0.jsonl").write_text("{}")
+    assert [p.name for p in find_images(tmp_path)] == ["a.png"]

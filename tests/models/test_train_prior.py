@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -248,6 +249,9 @@ def test_held_out_photographs_choose_the_weights(config, tmp_path, monkeypatch):
         assert [float(row["held_out_50"]) for row in csv.DictReader(file)] == [0.5, 0.25, 1.0]
     with pytest.raises(UserError, match="6 of 6 photographs leave none"):
         train(dataclasses.replace(config, holdout=6), CPU)
+    with pytest.raises(UserError, match="started with holdout 2"):
+        train(config, CPU)
+    assert len(held_out_split([Path("caf\udce9.png"), Path("b.png")], 1)[1]) == 1
 
 
 def test_a_run_keeps_to_its_augmentation(config, tmp_path):

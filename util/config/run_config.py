@@ -27,7 +27,7 @@ from util.config.schema import (
     parse_dataclass,
     read_yaml,
 )
-from util.config.shipped import config_path
+from util.config.shipped import config_path, find_config
 from util.errors import UserError
 
 
@@ -153,10 +153,14 @@ def _read_task(path: str | Path) -> dict[str, Any]:
 
 
 def load_model_config(path: str | Path) -> ModelConfig:
+    """The model config at `path`, or the one that ships under this name."""
+    path = find_config(path, "model")
     return _parse_model(_read_model(path), str(path))
 
 
 def load_diffusion_config(path: str | Path) -> DiffusionConfig:
+    """The diffusion config at `path`, or the one that ships under this name."""
+    path = find_config(path, "diffusion")
     return _parse_diffusion(read_yaml(path), str(path))
 
 

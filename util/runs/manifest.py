@@ -13,12 +13,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from util.errors import OutputError, UserError
-from util.files import RUN_RECORDS, shown
+from util.files import is_run_record, shown
 from util.hashing import settings_hash
 
 _SHOWN_DIFFERENCES = 3
@@ -219,7 +218,7 @@ def _files(root: Path) -> list[Path]:
         return []
     except OSError as error:
         raise UserError(f"{shown(root)}: cannot be read ({error.strerror or error})") from None
-    return sorted(root / name for name in names if fnmatch(name, RUN_RECORDS))
+    return sorted(root / name for name in names if is_run_record(name))
 
 
 def _lines(root: Path) -> Iterator[dict[str, Any]]:

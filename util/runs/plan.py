@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.dataloader import Dataset, output_name
+from data.dataloader import Dataset, output_name, result_key
 from guided_diffusion.measurements import Operator
 from util.config.effective import effective_settings
 from util.config.run_config import RunConfig
@@ -126,9 +126,9 @@ def _clear(results: Results, settings: Mapping[str, Any], names: Sequence[str]) 
 
 def _check_owners(results: Results, records: Mapping[str, Record], names: Sequence[str]) -> None:
     """UserError where the results of one of `names` would replace those of another image."""
-    first = {output_name(name): name for name in reversed(names)}
+    first = {result_key(name): name for name in reversed(names)}
     for done in (record.file for record in records.values() if record.done):
-        name = first.get(output_name(done), done)
+        name = first.get(result_key(done), done)
         if name != done:
             raise UserError(
                 f"{name}: {results.root} holds results of {done} under the same name; rename it, "

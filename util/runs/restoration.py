@@ -321,7 +321,7 @@ class Restoration:
         for i, case in enumerate(done.cases):
             try:
                 self._save_one(done, i)
-            except (OutputError, MemoryError):
+            except OutputError:
                 raise
             except Exception as error:  # of a metric, say: it concerns this image alone
                 self._fail(case.key.name, _reason(error), case)

@@ -12,7 +12,7 @@ from guided_diffusion.precision import PRECISIONS
 from util.config.effective import effective_settings
 from util.config.run_config import RunConfig, load_run_config
 from util.config.schema import parse_dataclass, read_yaml
-from util.config.shipped import config_path
+from util.config.shipped import config_path, find_config
 from util.errors import UserError
 from util.hashing import file_hash, settings_hash
 from util.metrics.base import get_metric
@@ -84,6 +84,7 @@ class TableSpec:
 
 def load_spec(path: str | Path) -> TableSpec:
     """The table in a YAML file; UserError naming what is wrong with it."""
+    path = find_config(path, "table")
     spec = parse_dataclass(TableSpec, read_yaml(path), str(path))
     spec = replace(
         spec,

@@ -254,6 +254,22 @@ def test_a_photograph_that_could_not_be_read_is_tried_again(table, monkeypatch):
     assert run(table, "--limit", "1") == 0
 
 
+def test_two_readings_of_a_kernel_are_two_cells(table):
+    np.save(table.parent / "k.npy", np.diag([3.0, 1.0, 2.0]))
+    kernel = f"task.measurement.operator.kernel={table.parent / 'k.npy'}"
+    rows = [
+        {
+            "name": reading,
+            "method": "dpps",
+            "set": [f"task.measurement.operator.kernel_is={reading}"],
+        }
+        for reading in ("psf", "correlation")
+    ]
+    tasks = [{"name": "blur", "config": str(table.parent / "blur.yaml"), "set": [kernel]}]
+    made = build_cells(load_spec(change(table, rows=rows, tasks=tasks, compare=None)))
+    assert made[0][0].key != made[1][0].key
+
+
 def test_scales_follow_the_steps(table):
     change(table, scale_by_steps=True)
     by_row = {row[0].row.name: row[0] for row in build_cells(load_spec(table))}
