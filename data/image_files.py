@@ -11,15 +11,15 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
 
+from data.colour import deep_to_srgb, eight_bit_to_srgb, inks_to_srgb, srgb_profile
 from util.errors import UserError
 from util.files import open_regular, read_bytes
 from util.logger import get_logger
@@ -40,10 +40,8 @@ _BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8", 
 _DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 _GREY_MODES = _DEEP_MODES | {"1", "L", "LA", "La", "F"}
 _ORIENTATION = 0x0112  # EXIF tag
-_TRANSFORM_FLAGS = 0x0100  # lcms: no tables in place of the profile's curves
 _UNUSED_WHITE = 15  # times the largest value: white that no pixel comes near
 _PNG_HEADER = 33  # bytes of the signature and of the first chunk, IHDR
-_SAME_COLOUR = 1  # levels of 255, by which profiles of the same space differ
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong is said once, by us
 
@@ -231,7 +229,7 @@ def _decode_pillow(image: Image.Image) -> _Decoded:
         image = image.convert("RGBA")
         alpha = np.asarray(image.getchannel("A"))
     if image.mode == "CMYK" and profile:
-        return _Decoded(_inks_to_srgb(image, profile), 255, alpha, None, dpi)
+        return _Decoded(inks_to_srgb(image, profile), 255, alpha, None, dpi)
     if image.mode == "L":
         return _Decoded(np.asarray(image), 255, alpha, profile, dpi, grey)
     return _Decoded(np.asarray(image.convert("RGB")), 255, alpha, profile, dpi, grey)
@@ -326,7 +324,7 @@ def _picture(decoded: _Decoded, path: str | Path) -> Picture:
     """8 bits."""
     image = Image.fromarray(decoded.values)
     if decoded.profile:
-        image = _eight_bit_to_srgb(image, decoded.profile, path)
+        image = eight_bit_to_srgb(image, decoded.profile, path)
     return Picture(_coloured(np.asarray(image)), decoded.grey, decoded.alpha, decoded.dpi)
 
 
@@ -353,7 +351,7 @@ def _deep_picture(decoded: _Decoded, path: str | Path) -> Picture:
         )
     pixels = _sixteen_bit(values, white)
     if decoded.profile:
-        pixels = _deep_to_srgb(pixels, decoded.profile, path)
+        pixels = deep_to_srgb(pixels, decoded.profile, path)
     alpha = None if decoded.alpha is None else _sixteen_bit(decoded.alpha, white)
     return Picture(_coloured(pixels), decoded.grey, alpha, decoded.dpi)
 
@@ -364,73 +362,3 @@ def _sixteen_bit(values: np.ndarray, white: float) -> np.ndarray:
         return np.ascontiguousarray(values).astype(np.uint16, copy=False)
     scaled = values.astype(np.float32) * np.float32(65535 / white)
     return np.rint(scaled, out=scaled).astype(np.uint16)
-
-
-@lru_cache(maxsize=1)
-def srgb_profile() -> bytes:
-    """The ICC profile of sRGB, the same bytes at all times."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    profile[24:36] = bytes([0x07, 0xD0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0])  # date: 1 January 2000
-    profile[84:100] = bytes(16)  # checksum, which the date is part of; zero: not computed
-    return bytes(profile)
-
-
-@lru_cache(maxsize=16)
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From the profile's space to sRGB for Pillow's `mode`; None where they are the same.
-
-    Raises PyCMSError and its kin for profiles that cannot be used.
-    """
-    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    target = ImageCms.ImageCmsProfile(io.BytesIO(srgb_profile()))
-    intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
-    transform = ImageCms.buildTransform(source, target, mode, "RGB", intent)
-    if mode == "CMYK":
-        return transform
-    levels = np.linspace(0, 255, 9 if mode == "RGB" else 64).round().astype(np.uint8)
-    axes = np.meshgrid(*[levels] * len(mode), indexing="ij")
-    colours = np.stack(axes, -1).reshape(1, -1, len(mode))
-    probe = Image.fromarray(colours if mode == "RGB" else colours[..., 0])
-    found = np.asarray(ImageCms.applyTransform(probe, transform)).astype(int)
-    expected = np.asarray(probe.convert("RGB")).astype(int)
-    return transform if np.abs(found - expected).max() > _SAME_COLOUR else None
-
-
-def _eight_bit_to_srgb(image: Image.Image, profile: bytes, path: str | Path) -> Image.Image:
-    try:
-        transform = _transform(profile, image.mode)
-        return image if transform is None else cast(Any, ImageCms.applyTransform)(image, transform)
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
-        return _unprofiled(image, path, error)
-
-
-def _deep_to_srgb(pixels: np.ndarray, profile: bytes, path: str | Path) -> np.ndarray:
-    space = "rgb" if pixels.ndim == 3 else "gray"
-    try:
-        if _transform(profile, "RGB" if space == "rgb" else "L") is None:
-            return pixels
-        return imagecodecs.cms_transform(
-            np.ascontiguousarray(pixels),
-            profile,
-            srgb_profile(),
-            colorspace=space,
-            outcolorspace="rgb",
-            intent=int(ImageCms.Intent.RELATIVE_COLORIMETRIC),
-            flags=_TRANSFORM_FLAGS,
-        )
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, RuntimeError) as error:
-        return _unprofiled(pixels, path, error)
-
-
-def _unprofiled(image: Any, path: str | Path, error: Exception) -> Any:
-    get_logger().warning("%s: its colour profile cannot be used (%s); taken as sRGB", path, error)
-    return image
-
-
-def _inks_to_srgb(image: Image.Image, profile: bytes) -> np.ndarray:
-    """A CMYK image in sRGB; by Pillow's rule of thumb where the profile is none of inks."""
-    try:
-        transform = _transform(profile, "CMYK")
-        return np.asarray(ImageCms.applyTransform(image, cast(Any, transform)))
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return np.asarray(image.convert("RGB"))

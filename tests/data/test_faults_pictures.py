@@ -12,8 +12,9 @@ import tifffile
 from PIL import Image, ImageCms
 
 from data.arrays import read_array
+from data.colour import srgb_profile
 from data.dataloader import DATASETS, find_images
-from data.image_files import encode_png, read_image, read_picture, read_values, srgb_profile
+from data.image_files import encode_png, read_image, read_picture, read_values
 from data.masks import MaskConfig
 from guided_diffusion.measurements import read_kernel
 from tests.tiny_run import photograph, run, save, write_configs
