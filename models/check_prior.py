@@ -1,10 +1,13 @@
 """Look at a prior: validation loss by noise level, denoising, unconditional samples.
 
     python -m models.check_prior --photographs PHOTOGRAPHS --save_dir results/prior
+    python -m models.check_prior --model_config faces64 --sizes 64 --count 64 \\
+        --training FACES --holdout 40
 
 Writes denoising_K.png (a photograph, then pairs of noisy image and x0_hat at rising timesteps) and
-samples_SIZE.png, and prints the mean squared noise error by timestep. The photographs should not
-have been trained on.
+samples_SIZE.png, and prints the mean squared noise error by timestep. PHOTOGRAPHS should not have
+been trained on. With --training, neighbours.png shows samples beside the photographs that they are
+nearest to, and the distances tell whether these were learned by heart.
 """
 
 import sys
@@ -21,6 +24,7 @@ from torch import Tensor
 from data.dataloader import find_images, read_image
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, Model
 from guided_diffusion.sampling import Prior
+from models.memory import neighbours, pairs, read_split
 from models.prior import build_prior
 from util.cli import add_device, command_parser, report_errors, resolve_device
 from util.config.run_config import load_diffusion_config, load_model_config
@@ -31,6 +35,8 @@ from util.randomness import ImageKey, PerImageNoise
 
 VALIDATION_TIMESTEPS = (10, 50, 150, 300, 500, 700, 900)
 DENOISED_TIMESTEPS = (50, 150, 300, 500)
+_COLUMNS = 8  # of samples
+_SHOWN_PAIRS, _PAIR_COLUMNS = 24, 6
 
 
 def validation_images(
@@ -135,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--respacing", default="100", help="steps of the samples")
     add("--sizes", type=int, nargs="+", default=[128, 256], help="of samples")
     add("--count", type=int, default=4, help="samples of each size")
+    add("--training", help="folder of the photographs that it was trained on")
+    add("--holdout", type=int, default=0, help="how many of them the training held out")
     add("--save_dir", default="results/prior", help="where the pictures go")
     add_device(parser)
     args = parser.parse_args(argv)
@@ -165,8 +173,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             sheet([row]).save(folder / f"denoising_{i}.png")
     for size in args.sizes:
         samples = draw(prior, args.count, size, device)
-        sheet([list(samples)]).save(folder / f"samples_{size}.png")
+        rows = [list(samples[i : i + _COLUMNS]) for i in range(0, args.count, _COLUMNS)]
+        sheet([row for row in rows if len(row) == len(rows[0])]).save(
+            folder / f"samples_{size}.png"
+        )
+        if args.training:
+            _compare(samples.cpu(), *read_split(args.training, args.holdout, size), folder)
     return 0
+
+
+def _compare(samples: Tensor, trained: Tensor, held_out: Tensor, folder: Path) -> None:
+    """Samples beside the photographs [N, 3, H, W] that they are nearest to, and what that says."""
+    found = neighbours(samples.clamp(-1, 1), trained)
+    shown = min(len(samples), _SHOWN_PAIRS)
+    columns = min(shown, _PAIR_COLUMNS)
+    sheet(pairs(samples[:shown], found.nearest[:shown], columns)).save(folder / "neighbours.png")
+    print("median distance to the nearest training photograph over that to the tenth nearest")
+    print(f"  {len(samples)} samples      {found.median_ratio:.4f}")
+    if len(held_out):
+        other = neighbours(held_out, trained).median_ratio
+        change = 100 * (found.median_ratio / other - 1)
+        print(f"  {len(held_out)} held out     {other:.4f} (samples {change:+.1f} %)")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Photographs to train on, and random crops of them."""
 
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +12,18 @@ from torch import Tensor
 from data.dataloader import read_image
 from util.errors import UserError
 from util.logger import get_logger
+
+
+def held_out_split(paths: Sequence[Path], count: int) -> tuple[list[Path], list[Path]]:
+    """`paths` without and with the `count` of them that are held out, chosen by their names alone.
+
+    Raises UserError where nothing is left to train on.
+    """
+    if count >= len(paths):
+        raise UserError(f"holdout: {count} of {len(paths)} photographs leave none to train on")
+    by_name = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path.name)).hexdigest())
+    held_out = set(by_name[:count])
+    return [p for p in paths if p not in held_out], [p for p in paths if p in held_out]
 
 
 class PhotoStore:

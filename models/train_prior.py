@@ -12,13 +12,10 @@ Started again, a run continues from the checkpoint in its run_dir; every random 
 import copy
 import csv
 import dataclasses
-import hashlib
 import math
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +37,7 @@ from models.check_prior import (
 )
 from models.checkpoint import load_model, load_state, model_config, save_torch, save_weights
 from models.muon import Muon, split_for_muon
-from models.photo_store import PhotoStore
+from models.photo_store import PhotoStore, held_out_split
 from util.cli import (
     add_device,
     command_parser,
@@ -375,18 +372,6 @@ def train(config: TrainConfig, device: torch.device) -> Trainer:
         shipped = load_model(unet_config, config.output).to(device)
         print_validation(validation_loss(shipped, trainer.diffusion, images))
     return trainer
-
-
-def held_out_split(paths: Sequence[Path], count: int) -> tuple[list[Path], list[Path]]:
-    """`paths` without and with the `count` of them that are held out, chosen by their names alone.
-
-    Raises UserError where nothing is left to train on.
-    """
-    if count >= len(paths):
-        raise UserError(f"holdout: {count} of {len(paths)} photographs leave none to train on")
-    by_name = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path.name)).hexdigest())
-    held_out = set(by_name[:count])
-    return [p for p in paths if p not in held_out], [p for p in paths if p in held_out]
 
 
 def _run(

@@ -4,8 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
+from data.dataloader import find_images
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from models.check_prior import VALIDATION_TIMESTEPS, main, validation_loss
+from models.memory import neighbours, read_split
 from tests.tiny import SIZE, TinyRun, write_images
 
 
@@ -29,3 +31,37 @@ def test_pictures_and_losses(tmp_path, capsys):
     assert Image.open(out / "samples_32.png").size == (64, 32)
     assert Image.open(out / "denoising_1.png").size == (9 * SIZE, SIZE)
     assert main([*options, "--sizes", "33"]) == 2
+
+
+def test_copies_are_told_from_new_pictures():
+    training = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    new = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    copies = training[:16].flip(-1) + 0.01 * new  # mirrored, too
+    learned = neighbours(copies, training)
+    assert learned.median_ratio < 0.1
+    torch.testing.assert_close(learned.nearest, training[:16].flip(-1))
+    assert 0.8 < neighbours(new, training).median_ratio < 1
+    ratios = neighbours(new[:1], training).ratios
+    distances = torch.stack(
+        [(torch.stack([t, t.flip(-1)]) - new[0]).square().sum((1, 2, 3)).min() for t in training]
+    ).sqrt()
+    ranked = distances.sort().values
+    torch.testing.assert_close(ratios[0], ranked[0] / ranked[9])
+
+
+def test_samples_beside_their_nearest_photographs(tmp_path, capsys):
+    tiny = TinyRun(tmp_path / "tiny")
+    photos = write_images(tmp_path / "photos", [f"{i}.png" for i in range(14)])
+    options = ["--model_config", str(tiny.folder / "model.yaml"), "--device", "cpu"]
+    options += ["--diffusion_config", str(tiny.folder / "diffusion.yaml"), "--respacing", "2"]
+    options += ["--sizes", str(SIZE), "--count", "3", "--save_dir", str(tmp_path / "out")]
+    assert main([*options, "--training", str(photos), "--holdout", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "3 samples" in told
+    assert "2 held out" in told
+    assert Image.open(tmp_path / "out" / "neighbours.png").size == (6 * SIZE, SIZE)
+    trained, held_out = read_split(photos, 2, SIZE)
+    assert (len(trained), len(held_out)) == (12, 2)
+    assert len(find_images(photos)) == 14
+    assert main([*options, "--training", str(photos), "--holdout", "5"]) == 2
+    assert "fewer than 10 photographs" in capsys.readouterr().err

@@ -15,14 +15,13 @@ from models.augmentation import LABELS, Augmentation
 from models.check_prior import VALIDATION_TIMESTEPS
 from models.checkpoint import load_model, model_config
 from models.muon import orthogonalised, split_for_muon
-from models.photo_store import PhotoStore
+from models.photo_store import PhotoStore, held_out_split
 from models.train_prior import (
     CropSpec,
     TimestepBand,
     TrainConfig,
     Trainer,
     draw_timesteps,
-    held_out_split,
     hybrid_loss,
     main,
     train,
