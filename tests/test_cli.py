@@ -255,3 +255,16 @@ def test_bundled_photographs_need_no_folder(tmp_path):
     assert run(*arguments) == 0
     recon = tmp_path / "results" / "super_resolution" / "recon"
     assert sorted(p.stem for p in recon.iterdir()) == ["astronaut", "chelsea", "coffee", "rocket"]
+
+
+def test_without_images_the_options_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("--task", "inpainting", "--save_dir", tmp_path) == 2
+    assert "no folder of images: give --data_root FOLDER" in capsys.readouterr().err
+
+
+def test_windows_are_announced(tmp_path, images, capsys):
+    save(tmp_path / "images" / "a.png", photograph(48, 70))
+    arguments = [*write_configs(tmp_path, "super_resolution"), "--data_root", images]
+    assert run(*arguments, "--fit", "tile", "--limit", "1") == 0
+    assert "a.png: 70x48, 6 windows a step, 3 steps" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 
 from guided_diffusion.precision import PRECISIONS
 from util.cli import add_set, command_parser
@@ -174,6 +175,13 @@ def load_config(args: argparse.Namespace) -> RunConfig:
     shorthands = [f"{key}={json.dumps(v)}" for key, v in given.items() if v is not None]
     overrides = [*shorthands, *args.overrides]
     config = load_run_config(args.model_config, args.diffusion_config, args.task_config, overrides)
+    root = config.task.data.params.get("root", "")
+    chosen = any(o.strip().startswith("task.data") for o in overrides)
+    if root and not chosen and not os.path.isdir(root):
+        raise UserError(
+            f"no folder of images: give --data_root FOLDER, or --measurements FOLDER for damaged "
+            f"ones (the config names {root}, which is not there)"
+        )
     if args.data_root is not None and config.task.data.name == "skimage":
         raise UserError("--data_root: task.data.name skimage has no folder; leave one of them out")
     operator = config.task.operator.name

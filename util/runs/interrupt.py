@@ -6,6 +6,8 @@ import time
 from types import FrameType
 from typing import Any
 
+from util.logger import get_logger
+
 # A terminal's Ctrl-C and torchrun both signal a process, so two signals close together are one.
 _SAME_REQUEST_SECONDS = 2.0
 
@@ -39,6 +41,7 @@ class StopRequest:
             os.kill(os.getpid(), number)
         if self.signal is None:
             self.signal, self._received = number, now
+            get_logger().warning("signal %d: stopping after this step; again to stop now", number)
 
     def check(self) -> None:
         """Raise Interrupted if a signal came."""

@@ -19,6 +19,7 @@ from guided_diffusion.gaussian_diffusion import Model
 from guided_diffusion.measurements import KernelBlur, Operator
 from guided_diffusion.precision import uncompiled
 from guided_diffusion.sampling import Prior, sample
+from guided_diffusion.tiling import TiledModel
 from util.config.run_config import RunConfig
 from util.errors import OutputError, UserError
 from util.logger import get_logger
@@ -268,6 +269,12 @@ class Restoration:
         counting = _Counting(self.prior.model)
         batch, noise = self._pose(cases, dataclasses.replace(self.prior, model=counting))
         self._show_kernel(cases[0])
+        if isinstance(batch.prior.model, TiledModel) and len(batch.prior.model.tiling) > 1:
+            get_logger().info(
+                "%s: %dx%d, %d windows a step, %d steps",
+                *(cases[0].key.name, cases[0].size[1], cases[0].size[0]),
+                *(len(batch.prior.model.tiling), self.progress.steps),
+            )
         outputs = [case.output for case in cases]
         record, submit = self.settings.record, self.background.submit
         recorder = Recorder(self.results, outputs, record, batch.finish, submit)
