@@ -1,7 +1,6 @@
 """Classical restorations: what operators can do about their measurements without a learned prior.
 
-An operator names its own as `Operator.classical`, a baseline of the tables, and as
-`Operator.inverse`, what dpps can start from.
+An operator names its own as `Operator.classical`, a baseline of the tables.
 """
 
 import numpy as np
@@ -11,7 +10,6 @@ from scipy.spatial import QhullError
 from torch import Tensor
 
 from guided_diffusion.linear_solvers import tikhonov
-from guided_diffusion.noise_models import at_least
 from guided_diffusion.operator_base import LinearOperator
 from util.errors import UserError
 from util.resizer import bicubic_matrix
@@ -19,12 +17,6 @@ from util.resizer import bicubic_matrix
 # Of the baseline, chosen for noise of 0.01 on [-1, 1]: what is left of the noise can be looked at.
 TIKHONOV_WEIGHT = 1e-3
 CG_ITERATIONS = 30
-
-# Of what sampling starts from: it may keep the noise, which the prior removes, but no blur. The
-# weight of least squared error is the variance of the noise over that of the image, here 1/3.
-_NOISE_WEIGHT = 3.0
-_LEAST_SIGMA = 0.01  # "no noise" would still be rounded to 8 bits
-_INVERSE_ITERATIONS = 150
 
 
 def deconvolution(operator: LinearOperator, y: Tensor) -> Tensor:
@@ -34,17 +26,6 @@ def deconvolution(operator: LinearOperator, y: Tensor) -> Tensor:
     of conjugate gradients.
     """
     return tikhonov(operator, y, _means(y), TIKHONOV_WEIGHT, CG_ITERATIONS)
-
-
-def regularised_inverse(
-    operator: LinearOperator, y: Tensor, sigma: float | Tensor, x0: Tensor | None = None
-) -> Tensor:
-    """The same with a weight that follows the noise's `sigma`, and solved further.
-
-    x0: what it falls back to where y says nothing, default each channel's mean
-    """
-    weight = _NOISE_WEIGHT * at_least(sigma, _LEAST_SIGMA) ** 2
-    return tikhonov(operator, y, _means(y) if x0 is None else x0, weight, _INVERSE_ITERATIONS)
 
 
 def _means(y: Tensor) -> Tensor:

@@ -7,109 +7,22 @@ image. Shapes: x_t [B, 3, H, W], y [B, ...].
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, PriorStep, Transition
+from guided_diffusion.guidance import GUIDANCE_RULES, GuidanceRule, gradient_of
 from guided_diffusion.measurements import Operator
 from guided_diffusion.noise_models import NoiseModel
+from guided_diffusion.problem import Problem, per_image
 from util.errors import UnsupportedError, UserError
 from util.randomness import NoiseSource
 from util.registry import Registry
-
-
-class Extent(Protocol):
-    """Over what norm and choice are taken: the image, or parts of it."""
-
-    def distances(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
-        """Distances of measured from y, both [B, ...], over the parts: [B, parts...]."""
-
-    def expected_distances(self, noiser: NoiseModel, y: Tensor, known: Tensor) -> Tensor:
-        """Those that the noise alone leaves, for `known` like y: [B, parts...]."""
-
-    def energies(self, gradient: Tensor) -> Tensor:
-        """Squared norms of a gradient [B, 3, H, W] over the parts: [B, parts...]."""
-
-    def blend(self, values: Tensor) -> Tensor:
-        """Values [B, parts...] spread over the pixels of their parts: like `at_pixels`, but
-        changing smoothly."""
-
-    def scores(self, residuals: Tensor) -> Tensor:
-        """Squared norms of the residuals [m, B, ...] of m candidates: [m, B, parts...]."""
-
-    def at_pixels(self, values: Tensor) -> Tensor:
-        """Values [B, parts...] where they hold: [B, 1, H, W], or what expands to it."""
-
-
-@dataclass(frozen=True)
-class WholeImage:
-    """The published extent: one norm and one candidate for an image.
-
-    factor: of the distance, for images of another size than the model's
-    """
-
-    factor: float = 1.0
-
-    def distances(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
-        return self.factor * noiser.distance(y, measured)
-
-    def expected_distances(self, noiser: NoiseModel, y: Tensor, known: Tensor) -> Tensor:
-        return self.factor * noiser.expected_distance(known, y=y)
-
-    def energies(self, gradient: Tensor) -> Tensor:
-        return gradient.flatten(1).square().sum(1)
-
-    def blend(self, values: Tensor) -> Tensor:
-        return self.at_pixels(values)
-
-    def scores(self, residuals: Tensor) -> Tensor:
-        return residuals.flatten(2).square().sum(2)
-
-    def at_pixels(self, values: Tensor) -> Tensor:
-        return values[:, None, None, None]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is to be solved: y = noise(A(x)), and the diffusion process that knows about x."""
-
-    y: Tensor
-    operator: Operator
-    noiser: NoiseModel
-    diffusion: GaussianDiffusion
-    image_shape: tuple[int, int, int]  # [3, H, W]
-    extent: Extent = WholeImage()
-    known: Tensor | None = None  # 1 where y holds a measurement, like y; None: everywhere
-
-    def distances(self, x0_hat: Tensor) -> Tensor:
-        """Distances of A(x0_hat) from y over the parts of the extent: [B, parts...]."""
-        return self.extent.distances(self.noiser, self.y, self.operator(x0_hat))
-
-    def distance(self, x0_hat: Tensor) -> Tensor:
-        """d, the distance of A(x0_hat) from y: [B]."""
-        return _per_image(self.distances(x0_hat))
-
-    def expected_distances(self) -> Tensor:
-        """The distances that the noise alone leaves: [B, parts...]."""
-        known = torch.ones_like(self.y) if self.known is None else self.known
-        return self.extent.expected_distances(self.noiser, self.y, known)
-
-    @property
-    def sigma(self) -> float | Tensor:
-        """Standard deviation of the noise, or what is equivalent to it: a number, or one for each
-        image, [B, 1, ...]."""
-        return self.noiser.equivalent_sigma(self.y, self.known)
-
-
-def _per_image(values: Tensor) -> Tensor:
-    """Sums [B] of values [B, parts...]."""
-    return values if values.ndim == 1 else values.flatten(1).sum(1)
-
 
 # x_t, t -> the unconditional prediction and the sampler's transition
 Reverse = Callable[[Tensor, int], tuple[PriorStep, Transition]]
@@ -126,10 +39,21 @@ class StepResult:
     best: Tensor | None = None  # index of the chosen candidate, [B] or [B, parts...]
 
 
-class ConditioningMethod:
-    """Start from noise and step; what the methods share."""
+Init = Literal["aligned", "inverse", "noise"]
 
-    needs_noise = False  # True: makes no sense where the sampler adds none (DDIM, eta 0)
+
+@dataclass
+class ConditioningMethod:
+    """Start and step; what the methods share.
+
+    init: where sampling begins. "noise": at random; "aligned": from the noised measurement (the
+      paper's); "inverse": from the noised `Operator.inverse` of the measurement
+    """
+
+    init: Init = field(default="noise", kw_only=True)
+
+    # True: makes no sense where the sampler adds no noise (DDIM, eta 0)
+    needs_noise: ClassVar[bool] = False
 
     def check(self, operator: Operator, noiser: NoiseModel) -> None:
         """UserError where the method cannot work with this operator or noise."""
@@ -138,9 +62,28 @@ class ConditioningMethod:
         """The step that sampling begins with; the last one is 0."""
         return diffusion.num_timesteps - 1
 
+    def first_guess(self, operator: Operator, y: Tensor, sigma: float | Tensor) -> Tensor | None:
+        """The image [B, 3, H, W] that sampling begins from, without its noise; None: from noise.
+
+        sigma: of the noise of y, as `Operator.inverse` has it
+        """
+        if self.init == "noise":
+            return None
+        if self.init == "aligned":
+            return operator.initial(y)
+        u = operator.inverse(y, sigma)
+        return None if u is None else u.clamp(-1, 1)
+
     def start(self, problem: Problem, noise: NoiseSource) -> Tensor:
-        """x_T ~ N(0, I)."""
-        return noise.normal("start", problem.diffusion.num_timesteps, problem.image_shape)
+        """x_T = sqrt(acp) u + sqrt(1 - acp) z with u the first guess; z alone without one."""
+        diffusion = problem.diffusion
+        z = noise.normal("start", diffusion.num_timesteps, problem.image_shape)
+        with torch.no_grad():
+            u = self.first_guess(problem.operator, problem.y, problem.sigma)
+        if u is None:
+            return z
+        acp = diffusion.alphas_cumprod[self.first_step(diffusion)]
+        return sqrt(acp) * u + sqrt(1 - acp) * z
 
     def step(
         self, reverse: Reverse, x_t: Tensor, t: int, problem: Problem, noise: NoiseSource
@@ -158,14 +101,19 @@ def ancestral(move: Transition, t: int, noise: NoiseSource) -> Tensor:
     return move.mean.detach() + move.std.detach() * noise.normal("step", t, move.mean.shape[1:])
 
 
-def _gradient(distance: Tensor, x_t: Tensor) -> Tensor:
-    """Gradient of each image's distance with respect to its own x_t."""
-    return torch.autograd.grad(distance.sum(), x_t)[0]
+def _rule(method: Any) -> GuidanceRule:
+    """The guidance rule that a method's parameters name, with those of them that it takes."""
+    name = method.guidance_rule
+    given = {key: getattr(method, key) for key in GUIDANCE_RULES.keys(name) if hasattr(method, key)}
+    return GUIDANCE_RULES.get(name)(**given)
 
 
 @CONDITIONING.register("vanilla")
 class Vanilla(ConditioningMethod):
     """No conditioning: ancestral sampling of the prior."""
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def step(self, reverse, x_t, t, problem, noise):
         with torch.no_grad():
@@ -204,45 +152,59 @@ def _project(x: Tensor, t: int, problem: Problem, noise: NoiseSource) -> Tensor:
 
 
 @CONDITIONING.register("ps")
+@dataclass
 class PosteriorSampling(ConditioningMethod):
-    """DPS (Chung et al. 2023): a gradient step of `scale` on the distance of x0_hat."""
+    """DPS (Chung et al. 2023): an unconditional step, moved by the guidance.
 
-    def __init__(self, scale: float = 1.0) -> None:
-        self.scale = scale
+    scale: of the published rule
+    guidance_rule: see guidance.py
+    """
 
-    def distance(self, x0_hat: Tensor, t: int, problem: Problem, noise: NoiseSource) -> Tensor:
-        return problem.distance(x0_hat)
+    scale: float = 1.0
+    guidance_rule: str = "published"
+
+    def __post_init__(self) -> None:
+        self._rule = _rule(self)
 
     def step(self, reverse, x_t, t, problem, noise):
         x_t = x_t.detach().requires_grad_()
         prior, move = reverse(x_t, t)
-        d = self.distance(prior.x0_hat, t, problem, noise)
-        g = _gradient(d, x_t)
-        x = ancestral(move, t, noise) - self.scale * g
-        return StepResult(x, prior.x0_hat.detach(), d.detach())
+        guided = self._rule(prior, move, x_t, t, problem)
+        x = ancestral(move, t, noise) + guided.offset
+        return StepResult(x, guided.x0_hat, per_image(guided.distances))
 
 
 @CONDITIONING.register("ps+")
-class PosteriorSamplingPlus(PosteriorSampling):
-    """DPS with the distance averaged over `num_sampling` slightly perturbed x0_hat."""
+@dataclass
+class PosteriorSamplingPlus(ConditioningMethod):
+    """DPS with the distance averaged over `num_sampling` slightly perturbed x0_hat.
+
+    That distance is what the method is, so it has the published rule alone.
+    """
 
     _PERTURBATION = 0.05  # times uniform noise on [0, 1)
 
-    def __init__(self, scale: float = 1.0, num_sampling: int = 5) -> None:
-        super().__init__(scale)
-        if num_sampling < 1:
-            raise UserError(f"ps+: num_sampling must be at least 1, got {num_sampling}")
-        self.num_sampling = num_sampling
+    scale: float = 1.0
+    num_sampling: int = 5
 
-    def distance(self, x0_hat: Tensor, t: int, problem: Problem, noise: NoiseSource) -> Tensor:
-        total: Any = 0.0
+    def __post_init__(self) -> None:
+        if self.num_sampling < 1:
+            raise UserError(f"ps+: num_sampling must be at least 1, got {self.num_sampling}")
+
+    def step(self, reverse, x_t, t, problem, noise):
+        x_t = x_t.detach().requires_grad_()
+        prior, move = reverse(x_t, t)
+        d: Any = 0.0
         for _ in range(self.num_sampling):
             shift = self._PERTURBATION * noise.uniform("step", t, problem.image_shape)
-            total = total + problem.distance(x0_hat + shift)
-        return total / self.num_sampling
+            d = d + problem.distance(prior.x0_hat + shift)
+        d = d / self.num_sampling
+        x = ancestral(move, t, noise) - self.scale * gradient_of(d, x_t)
+        return StepResult(x, prior.x0_hat.detach(), d.detach())
 
 
 @CONDITIONING.register("mcg")
+@dataclass
 class ManifoldConstrainedGradient(PosteriorSampling):
     """MCG (Chung et al. 2022): a DPS step, then the projection."""
 
@@ -256,53 +218,40 @@ class ManifoldConstrainedGradient(PosteriorSampling):
 
 
 @CONDITIONING.register("dpps")
+@dataclass
 class ProximalSampling(ConditioningMethod):
     """DPPS: aligned start, guidance, and the candidate that agrees best with the measurement.
 
-    scale: guidance scale s; with `scale_by_steps` it is multiplied by 1000 / T, since the
-      guidance adds up over the steps and published scales belong to 1000
-    limit_scale: no guidance step longer than Polyak's, (d - d*) / || g ||^2, with d* what the
-      noise alone leaves of the distance d, and g its gradient. A norm's gradient does not shrink
-      with the norm, so that a scale for few steps overshoots in the last ones. Published: False
+    scale: guidance scale s of the published rule, which belongs to 1000 steps
     n_max: candidates at high signal-to-noise ratio
     candidates: "adaptive" (the published rule) or a fixed number; 1 is DPS with this start
-    init: "aligned" (start from the noised measurement), "noise", or "inverse" (from the noised
-      `Operator.inverse` of the measurement: a blur is then solved before the first step, and with
-      max_timestep few steps are left)
     selection: target of the choice, "predicted_noise" (published program) or "interpolated"
       (the form in the paper's text)
     max_timestep: begin below this original timestep (of 1000), at the noise level of that step.
-      The aligned start then keeps what a blur has left of the image, which saves steps and spares
-      a small prior the levels it knows least. Published: all timesteps.
+      Published: all timesteps
+    limit_scale: see FixedScale. Published: False
+    guidance_rule: see guidance.py
     """
 
     needs_noise = True
 
-    def __init__(
-        self,
-        scale: float = 1.0,
-        n_max: int = 50,
-        candidates: Literal["adaptive"] | int = "adaptive",
-        init: Literal["aligned", "inverse", "noise"] = "aligned",
-        selection: Literal["predicted_noise", "interpolated"] = "predicted_noise",
-        scale_by_steps: bool = False,
-        max_timestep: int | None = None,
-        limit_scale: bool = False,
-    ) -> None:
-        if n_max < 1 or (candidates != "adaptive" and candidates < 1):
+    scale: float = 1.0
+    n_max: int = 50
+    candidates: Literal["adaptive"] | int = "adaptive"
+    init: Init = "aligned"
+    selection: Literal["predicted_noise", "interpolated"] = "predicted_noise"
+    max_timestep: int | None = None
+    limit_scale: bool = False
+    guidance_rule: str = "published"
+
+    def __post_init__(self) -> None:
+        if self.n_max < 1 or (self.candidates != "adaptive" and self.candidates < 1):
             raise UserError("dpps: n_max and candidates must be at least 1")
-        if max_timestep is not None and (max_timestep < 1 or init == "noise"):
+        if self.max_timestep is not None and (self.max_timestep < 1 or self.init == "noise"):
             raise UserError(
                 "dpps: max_timestep must be at least 1, and needs init: aligned or inverse"
             )
-        self.scale = scale
-        self.n_max = n_max
-        self.candidates = candidates
-        self.init = init
-        self.selection = selection
-        self.scale_by_steps = scale_by_steps
-        self.max_timestep = max_timestep
-        self.limit_scale = limit_scale
+        self._rule = _rule(self)
 
     def check(self, operator: Operator, noiser: NoiseModel) -> None:
         if self.max_timestep is not None and not operator.measures_images:
@@ -310,29 +259,11 @@ class ProximalSampling(ConditioningMethod):
                 f"dpps: max_timestep needs a measurement that is an image, unlike "
                 f"{type(operator).__name__}'s"
             )
-        if self.init == "inverse" and not operator.has_inverse:
-            raise UnsupportedError(f"dpps: init: inverse: {operator.title} has none")
 
     def first_step(self, diffusion: GaussianDiffusion) -> int:
         if self.max_timestep is None:
             return super().first_step(diffusion)
         return max(0, int((diffusion.timesteps < self.max_timestep).sum()) - 1)
-
-    def start(self, problem: Problem, noise: NoiseSource) -> Tensor:
-        """x_T = sqrt(acp) u + sqrt(1 - acp) z, u the measurement as an image, or its inverse."""
-        z = super().start(problem, noise)
-        u = self._first_guess(problem)
-        if u is None:
-            return z
-        acp = problem.diffusion.alphas_cumprod[self.first_step(problem.diffusion)]
-        return sqrt(acp) * u + sqrt(1 - acp) * z
-
-    def _first_guess(self, problem: Problem) -> Tensor | None:
-        if self.init == "noise":
-            return None
-        if self.init == "aligned":
-            return problem.operator.initial(problem.y)
-        return problem.operator.inverse(problem.y, problem.sigma).clamp(-1, 1)
 
     def num_candidates(self, diffusion: GaussianDiffusion, t: int) -> int:
         """n = floor(max(n_max (1 - exp(-SNR_t)), 2)), or the fixed number."""
@@ -343,28 +274,14 @@ class ProximalSampling(ConditioningMethod):
     def step(self, reverse, x_t, t, problem, noise):
         x_t = x_t.detach().requires_grad_()
         prior, move = reverse(x_t, t)
-        distances = problem.distances(prior.x0_hat)
-        g = _gradient(distances, x_t)
-        x0_hat, distances = prior.x0_hat.detach(), distances.detach()
-        mu = move.mean.detach() - self._guidance(distances, g, problem) * g
-        d = _per_image(distances)
+        guided = self._rule(prior, move, x_t, t, problem)
+        mu, d = move.mean.detach() + guided.offset, per_image(guided.distances)
         if t == 0:
-            return StepResult(mu, x0_hat, d)
+            return StepResult(mu, guided.x0_hat, d)
         n = self.num_candidates(problem.diffusion, t)
         with torch.no_grad():
             best, z = self.choose(mu, move.std.detach(), prior.eps, x_t, t, n, problem, noise)
-            return StepResult(mu + move.std * z, x0_hat, d, n, best)
-
-    def _guidance(self, distances: Tensor, g: Tensor, problem: Problem) -> float | Tensor:
-        """Length of the step along -g: the scale, or what expands to g."""
-        steps = problem.diffusion.num_timesteps
-        scale = self.scale * (1000 / steps if self.scale_by_steps else 1)
-        if not self.limit_scale:
-            return scale
-        extent = problem.extent
-        excess = (distances - problem.expected_distances()).clamp(min=0)
-        polyak = excess / extent.energies(g).clamp(min=torch.finfo(g.dtype).tiny)
-        return extent.blend(polyak.clamp(max=scale))
+            return StepResult(mu + move.std * z, guided.x0_hat, d, n, best)
 
     def choose(
         self,

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guided_diffusion.classical import regularised_inverse
 from guided_diffusion.measurements import LinearOperator, Operator
 from guided_diffusion.noise_models import at_least
 from util.errors import UserError
@@ -96,19 +95,10 @@ class FramedOperator(LinearOperator):
         image = self.inner.initial(F.pad(y, (b, b, b, b), mode="replicate"))
         return None if image is None else self.frame.fill(image)
 
-    @property
-    def has_inverse(self) -> bool:
-        return self.inner.has_inverse
-
     def inverse(self, y: Tensor, sigma: float | Tensor) -> Tensor:
-        """The inner one; with a border, one that knows nothing of what lies there.
-
-        A border is left out of real blurs, whose kernels are known roughly: what they miss acts
-        like noise.
-        """
-        if self.border:
-            return regularised_inverse(self, y, at_least(sigma, _KERNEL_ERROR), self.initial(y))
-        return self.frame.fill(self.inner.inverse(y, sigma))
+        """A border is left out of real blurs, whose kernels are known roughly: what they miss acts
+        like noise."""
+        return super().inverse(y, at_least(sigma, _KERNEL_ERROR) if self.border else sigma)
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """The inner projection inside the frame; with a border, a step along the adjoint."""

@@ -6,7 +6,7 @@ are kept in float64 and cast where they meet an image.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -109,10 +109,14 @@ class PriorStep:
 
 @dataclass(frozen=True)
 class Transition:
-    """x_{t-1} = mean + std * z, z standard normal; both [B, 3, H, W] (std may broadcast)."""
+    """x_{t-1} = mean + std * z, z standard normal; both [B, 3, H, W] (std may broadcast).
+
+    per_x0: how the mean moves with x0_hat, d mean / d x0_hat, [B, 1, 1, 1]
+    """
 
     mean: Tensor
     std: Tensor
+    per_x0: Tensor
 
 
 @dataclass(frozen=True)
@@ -141,10 +145,15 @@ class GaussianDiffusion:
         **options: Any,
     ) -> "GaussianDiffusion":
         """The process with `steps` betas of `noise_schedule`, cut to `timestep_respacing`."""
-        cumulative = np.cumprod(1 - SCHEDULES.get(noise_schedule)(steps))
-        kept = respaced_timesteps(steps, timestep_respacing)
-        before = np.concatenate([[1.0], cumulative[kept][:-1]])
-        return cls(kept, 1 - cumulative[kept] / before, original_steps=steps, **options)
+        betas = SCHEDULES.get(noise_schedule)(steps)
+        whole = cls(np.arange(steps), betas, original_steps=steps, **options)
+        return whole.keep(respaced_timesteps(steps, timestep_respacing))
+
+    def keep(self, steps: np.ndarray) -> "GaussianDiffusion":
+        """The shorter process that visits only these steps (ascending) of this one."""
+        cumulative = self.alphas_cumprod[steps]
+        before = np.concatenate([[1.0], cumulative[:-1]])
+        return replace(self, timesteps=self.timesteps[steps], betas=1 - cumulative / before)
 
     @property
     def num_timesteps(self) -> int:
@@ -294,7 +303,8 @@ class GaussianDiffusion:
 def ddpm(diffusion: GaussianDiffusion, prior: PriorStep, x_t: Tensor, t: Tensor) -> Transition:
     """Ancestral sampling; the last step (t = 0) adds no noise."""
     std = (0.5 * prior.log_variance).exp()
-    return Transition(prior.mean, torch.where(_is_last(t, std), 0.0, std))
+    per_x0 = diffusion.at("posterior_mean_coef1", t, x_t)
+    return Transition(prior.mean, torch.where(_is_last(t, std), 0.0, std), per_x0)
 
 
 @SAMPLERS.register("ddim")
@@ -304,7 +314,8 @@ def ddim(
     """Song et al. 2021, eq. 12 and 16, with the noise that belongs to the limited x0_hat."""
     eps = diffusion.eps_from_x0(x_t, t, prior.x0_hat)
     towards_x0, towards_eps, std = diffusion.ddim_at(eta, t, x_t)
-    return Transition(towards_x0 * prior.x0_hat + towards_eps * eps, std)
+    per_x0 = towards_x0 - towards_eps / diffusion.at("sqrt_recipm1_alphas_cumprod", t, x_t)
+    return Transition(towards_x0 * prior.x0_hat + towards_eps * eps, std, per_x0)
 
 
 def _is_last(t: Tensor, like: Tensor) -> Tensor:

@@ -1,38 +1,10 @@
 """Solving with linear operators: by their singular values where these are known, by conjugate
 gradients else."""
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
+from guided_diffusion.conjugate_gradients import conjugate_gradients
 from guided_diffusion.operator_base import LinearOperator
-
-
-def conjugate_gradients(
-    apply: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, iterations: int
-) -> Tensor:
-    """Approximate solution of apply(x) = b from the start x [B, ...], each image on its own.
-
-    `apply` must be linear, symmetric and positive definite.
-    """
-    residual = b - apply(x)
-    direction = residual
-    norm = _dot(residual, residual)
-    tiny = torch.finfo(b.dtype).tiny
-    for _ in range(iterations):
-        moved = apply(direction)
-        step = norm / _dot(direction, moved).clamp(min=tiny)
-        x = x + step * direction
-        residual = residual - step * moved
-        previous, norm = norm, _dot(residual, residual)
-        direction = residual + norm / previous.clamp(min=tiny) * direction
-    return x
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of images [B, ...] as [B, 1, 1, 1]."""
-    return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
 
 
 def tikhonov(

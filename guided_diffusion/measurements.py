@@ -21,7 +21,6 @@ from guided_diffusion.classical import (
     bicubic,
     deconvolution,
     interpolation,
-    regularised_inverse,
 )
 from guided_diffusion.operator_base import (
     OPERATORS,
@@ -91,9 +90,6 @@ class SuperResolution(SeparableOperator):
         """Bicubic enlargement by the factor itself, cut."""
         return bicubic(y, self.scale_factor, self.context.height, self.context.width)
 
-    def inverse(self, y: Tensor, sigma: float | Tensor) -> Tensor:
-        return self.classical(y)
-
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         return x - self.initial(self(x)) + self.initial(y)
 
@@ -122,9 +118,6 @@ class GaussianBlur(SeparableOperator):
 
     def classical(self, y: Tensor) -> Tensor:
         return deconvolution(self, y)
-
-    def inverse(self, y: Tensor, sigma: float | Tensor) -> Tensor:
-        return regularised_inverse(self, y, sigma)
 
     def saved(self) -> dict[str, np.ndarray]:
         return {"kernel": np.outer(self.profile, self.profile).astype(np.float32)}
@@ -162,9 +155,6 @@ class KernelBlur(LinearOperator):
 
     def classical(self, y: Tensor) -> Tensor:
         return deconvolution(self, y)
-
-    def inverse(self, y: Tensor, sigma: float | Tensor) -> Tensor:
-        return regularised_inverse(self, y, sigma)
 
     def saved(self) -> dict[str, np.ndarray]:
         return {"kernel": self.kernel}
@@ -315,9 +305,6 @@ class Inpainting(LinearOperator):
     def classical(self, y: Tensor) -> Tensor:
         """Linear interpolation between the kept pixels."""
         return interpolation(y, self.masks)
-
-    def inverse(self, y: Tensor, sigma: float | Tensor) -> Tensor:
-        return self.classical(y)
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         return x * (1 - self.masks) + y * self.masks

@@ -14,6 +14,7 @@ from util.registry import Registry
 
 # Values of pixels [B, C, h, w] -> their sums over parts of the image, [B, parts...].
 Pool = Callable[[Tensor], Tensor]
+LEAST_SIGMA = 1e-3  # what no noise at all counts as where a system is solved
 _LEAST_SQUARE = 1e-30  # keeps the gradient of a norm finite where a part fits exactly
 
 
@@ -55,6 +56,11 @@ class NoiseModel:
         """Standard deviation of white Gaussian noise as strong as this on y [B, ...]: a number, or
         one for each image, [B, 1, ...]; 0 where it is not stated."""
         return getattr(self, "sigma", 0.0)
+
+    def variance(self, y: Tensor) -> float | Tensor:
+        """Variance of the noise of the values of y [B, ...]: a number, or like y; at least that of
+        LEAST_SIGMA, so that systems with it can be solved."""
+        return at_least(self.equivalent_sigma(y), LEAST_SIGMA) ** 2
 
 
 def at_least(sigma: float | Tensor, least: float) -> float | Tensor:

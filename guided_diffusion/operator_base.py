@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data.masks import MaskConfig
+from guided_diffusion.natural_images import wiener
 from guided_diffusion.spectra import CUTOFF, SeparableFactors, Spectrum
 from util.errors import UnsupportedError, UserError
 from util.randomness import ImageKey
@@ -76,16 +77,17 @@ class Operator:
         None: there is none for this operator."""
         return None
 
-    @property
-    def has_inverse(self) -> bool:
-        return type(self).inverse is not Operator.inverse
-
-    def inverse(self, y: Tensor, sigma: float | Tensor) -> Tensor:
-        """An image [B, 3, H, W] without what A did, that may be noisier than one would look at.
+    def inverse(self, y: Tensor, sigma: float | Tensor) -> Tensor | None:
+        """An image [B, 3, H, W] without what A did, as near as can be told without a network;
+        None: there is none.
 
         sigma: of the noise of y, a number or one for each image, [B, 1, 1, 1]
         """
-        raise NotImplementedError
+        return self.initial(y)
+
+    def linearised(self, x: Tensor) -> "LinearOperator | Linearised":
+        """The derivative of A at x [B, 3, H, W]."""
+        return Linearised(self, x.detach())
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """x moved towards the images that measure as y (projection and MCG methods)."""
@@ -104,14 +106,37 @@ class Operator:
         return []
 
 
+class Linearised:
+    """The derivative of an operator at x [B, 3, H, W], as a linear operator."""
+
+    def __init__(self, operator: Operator, x: Tensor) -> None:
+        self._operator, self._x = operator, x
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """J v, by differentiating the vector-Jacobian product: every operation that has a second
+        derivative will do."""
+        return torch.autograd.functional.jvp(self._operator, self._x, v)[1]
+
+    def adjoint(self, u: Tensor) -> Tensor:
+        """J^T u."""
+        return torch.autograd.functional.vjp(self._operator, self._x, u)[1]
+
+
 class LinearOperator(Operator):
     """A linear operator; candidates are scored on A(noise) alone."""
 
     linear = True
 
+    def linearised(self, x: Tensor) -> "LinearOperator":
+        return self
+
+    def inverse(self, y: Tensor, sigma: float | Tensor) -> Tensor:
+        """The linear estimate of least squared error for natural images."""
+        return wiener(self, y, self.context.height, self.context.width, sigma)
+
     def adjoint(self, y: Tensor) -> Tensor:
-        """A^T y, the exact transpose of the forward computation."""
-        shape = (*y.shape[:-2], self.context.height, self.context.width)
+        """A^T y [B, 3, H, W] for y [B, ...], the exact transpose of the forward computation."""
+        shape = (len(y), 3, self.context.height, self.context.width)
         x = torch.zeros(shape, dtype=y.dtype, device=y.device, requires_grad=True)
         with torch.enable_grad():
             return torch.autograd.grad(self(x), x, y)[0]

@@ -5,8 +5,9 @@ by solving with the operator. For operators and noises that a method cannot work
 UnsupportedError. `diffusion.sampler` concerns "pigdm" alone: the others bring their own transition.
 """
 
+from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,13 +15,20 @@ from torch import Tensor
 from guided_diffusion.condition_methods import (
     CONDITIONING,
     ConditioningMethod,
-    Problem,
     StepResult,
     ancestral,
 )
-from guided_diffusion.linear_solvers import conjugate_gradients, tikhonov
+from guided_diffusion.conjugate_gradients import conjugate_gradients
+from guided_diffusion.linear_solvers import tikhonov
 from guided_diffusion.measurements import LinearOperator, Operator
-from guided_diffusion.noise_models import Clean, GaussianNoise, NoiseModel, at_least
+from guided_diffusion.noise_models import (
+    LEAST_SIGMA,
+    Clean,
+    GaussianNoise,
+    NoiseModel,
+    at_least,
+)
+from guided_diffusion.problem import Problem
 from guided_diffusion.spectra import CUTOFF
 from util.errors import UnsupportedError, UserError
 from util.randomness import NoiseSource
@@ -29,8 +37,8 @@ from util.randomness import NoiseSource
 class LinearMethod(ConditioningMethod):
     """A method for linear operators and Gaussian noise."""
 
-    title = ""
-    needs_spectrum = False
+    title: ClassVar[str] = ""
+    needs_spectrum: ClassVar[bool] = False
 
     def check(self, operator: Operator, noiser: NoiseModel) -> None:
         objection = self._objection(operator, noiser)
@@ -53,6 +61,7 @@ class LinearMethod(ConditioningMethod):
 
 
 @CONDITIONING.register("diffpir")
+@dataclass
 class DiffPIR(LinearMethod):
     """DiffPIR (Zhu et al. 2023, arXiv 2305.08995, algorithm 1).
 
@@ -62,15 +71,14 @@ class DiffPIR(LinearMethod):
     """
 
     title = "DiffPIR"
-    # With a smaller sigma the prior would have no weight at all (noiseless measurements).
-    _LEAST_SIGMA = 1e-3
 
-    def __init__(self, lam: float = 1.0, zeta: float = 0.3, cg_iterations: int = 10) -> None:
-        if lam <= 0 or not 0 <= zeta <= 1 or cg_iterations < 1:
+    lam: float = 1.0
+    zeta: float = 0.3
+    cg_iterations: int = 10
+
+    def __post_init__(self) -> None:
+        if self.lam <= 0 or not 0 <= self.zeta <= 1 or self.cg_iterations < 1:
             raise UserError("diffpir: lam must be positive, zeta in [0, 1], cg_iterations from 1")
-        self.lam = lam
-        self.zeta = zeta
-        self.cg_iterations = cg_iterations
 
     def step(self, reverse, x_t, t, problem, noise):
         diffusion = problem.diffusion
@@ -79,7 +87,7 @@ class DiffPIR(LinearMethod):
             prior, _ = reverse(x_t, t)
             d = problem.distance(prior.x0_hat)
             # rho_t = lambda sigma^2 / sigma_bar_t^2, sigma_bar_t^2 = (1 - acp) / acp
-            rho = self.lam * at_least(problem.sigma, self._LEAST_SIGMA) ** 2 * acp / (1 - acp)
+            rho = self.lam * at_least(problem.sigma, LEAST_SIGMA) ** 2 * acp / (1 - acp)
             x0 = tikhonov(problem.operator, problem.y, prior.x0_hat, rho, self.cg_iterations)
             if t == 0:
                 return StepResult(x0, prior.x0_hat, d)
@@ -122,6 +130,7 @@ class DDNMPlus(LinearMethod):
 
 
 @CONDITIONING.register("pigdm")
+@dataclass
 class PseudoinverseGuidance(LinearMethod):
     """Pseudoinverse-guided sampling (PiGDM; Song et al. 2023, ICLR, eq. 7 and algorithm 1).
 
@@ -133,13 +142,13 @@ class PseudoinverseGuidance(LinearMethod):
     """
 
     title = "PiGDM"
-    _LEAST_SIGMA = 1e-3  # keeps the system solvable for noiseless measurements
 
-    def __init__(self, weight: float = 1.0, cg_iterations: int = 10) -> None:
-        if weight < 0 or cg_iterations < 1:
+    weight: float = 1.0
+    cg_iterations: int = 10
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or self.cg_iterations < 1:
             raise UserError("pigdm: weight must not be negative, cg_iterations from 1")
-        self.weight = weight
-        self.cg_iterations = cg_iterations
 
     def step(self, reverse, x_t, t, problem, noise):
         acp = problem.diffusion.alphas_cumprod[t]
@@ -157,7 +166,7 @@ class PseudoinverseGuidance(LinearMethod):
         """r^2 A^T (r^2 A A^T + sigma^2 I)^-1 (y - A x0_hat), [B, 3, H, W]."""
         A: Any = problem.operator  # linear, as `check` has seen to
         y = problem.y
-        sigma2 = at_least(problem.sigma, self._LEAST_SIGMA) ** 2
+        sigma2 = at_least(problem.sigma, LEAST_SIGMA) ** 2
         spectrum = A.spectrum(CUTOFF)
         if spectrum is not None:
             s = spectrum.values

@@ -176,22 +176,22 @@ class WindowExtent:
 
     def distances(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
         """share || y - measured ||_window of the windows: [B, rows, columns]."""
-        return self._share * noiser.distance(y, measured, self.weighted)
+        return self._share * noiser.distance(y, measured, self.measured_sums)
 
     def expected_distances(self, noiser: NoiseModel, y: Tensor, known: Tensor) -> Tensor:
-        return self._share * noiser.expected_distance(known, self.weighted, y)
+        return self._share * noiser.expected_distance(known, self.measured_sums, y)
 
-    def energies(self, gradient: Tensor) -> Tensor:
-        return _sums(gradient.square(), *self._blending)
+    def image_sums(self, values: Tensor) -> Tensor:
+        return _sums(values, *self._blending)
+
+    def measured_sums(self, values: Tensor) -> Tensor:
+        """As image_sums, of values [..., C, h, w] like y: [..., rows, columns]."""
+        return _sums(values, *self._weights)
 
     def blend(self, values: Tensor) -> Tensor:
         """Means of values [B, rows, columns] with the windows' weights: [B, 1, H, W]."""
         rows, columns = self._blending
         return (rows.T @ values @ columns)[:, None]
-
-    def weighted(self, values: Tensor) -> Tensor:
-        """Sums of values [..., C, h, w] over windows, weighted: [..., rows, columns]."""
-        return _sums(values, *self._weights)
 
     def scores(self, residuals: Tensor) -> Tensor:
         """Squared norms [m, B, rows, columns] of the residuals [m, B, C, h, w] in each part."""

@@ -18,9 +18,9 @@ _SHIFT = 1 / 16  # of the side
 _SCALE = 0.15  # octaves
 _STRETCH = 0.1  # octaves, of width against height
 _TURN = math.pi / 15
-_BRIGHTNESS = 0.15  # of the range [-1, 1]
-_CONTRAST = 0.3  # octaves
-_SATURATION = 0.5  # octaves
+_BRIGHTNESS = 0.08  # of the range [-1, 1]
+_CONTRAST = 0.15  # octaves
+_SATURATION = 0.25  # octaves
 LABELS = 8
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusion.condition_methods import CONDITIONING, Problem
+from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.measurements import OPERATORS, Operator
 from guided_diffusion.noise_models import GaussianNoise, NoiseModel
 from guided_diffusion.precision import Execution, accelerate
+from guided_diffusion.problem import Problem
 from guided_diffusion.sampling import Callback, Prior, sample
 from models.checkpoint import load_model
 from util.config.run_config import (
@@ -74,12 +75,19 @@ def build_prior(
         diffusion.eta,
         model.unet.size_multiple(),
         model.unet.image_size,
+        num_steps=diffusion.num_steps,
     )
 
 
 def with_process(prior: Prior, diffusion: DiffusionConfig) -> Prior:
     """The same network with another process and sampler."""
-    return replace(prior, diffusion=diffusion.build(), sampler=diffusion.sampler, eta=diffusion.eta)
+    return replace(
+        prior,
+        diffusion=diffusion.build(),
+        sampler=diffusion.sampler,
+        eta=diffusion.eta,
+        num_steps=diffusion.num_steps,
+    )
 
 
 def restore(
@@ -129,6 +137,7 @@ def restore(
         if len(names) != len(y):
             raise UserError(f"restore: {len(names)} name(s) for {len(y)} measurement(s)")
         noise = PerImageNoise([ImageKey(seed, name) for name in names], y.device)
+    prior = prior.scheduled(prior.start_timestep(chosen, operator, noiser))
     shape, extent = (3, height, width), prior.extent(height, width)
     problem = Problem(y, operator, noiser, prior.diffusion, shape, extent)
     return sample(prior, chosen, problem, noise, callback)

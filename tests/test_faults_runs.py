@@ -363,7 +363,7 @@ def test_shipped_configs_work_from_any_folder(tmp_path):
         f"--{kind}_config={ROOT / 'configs' / name}"
         for kind, name in (
             ("model", "demo_model_config.yaml"),
-            ("diffusion", "demo_20_steps_diffusion_config.yaml"),
+            ("diffusion", "demo_diffusion_config.yaml"),
             ("task", "super_resolution_config.yaml"),
         )
     ]

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.condition_methods import Problem, ProximalSampling, Vanilla
+from guided_diffusion.condition_methods import ProximalSampling, Vanilla
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.measurements import Denoising, OperatorContext
 from guided_diffusion.noise_models import GaussianNoise
+from guided_diffusion.problem import Problem
 from guided_diffusion.sampling import Prior, sample
 from tests import golden_data
 from util.errors import UserError

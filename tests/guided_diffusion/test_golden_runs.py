@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.condition_methods import Problem, ProximalSampling
+from guided_diffusion.condition_methods import ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.measurements import (
     GaussianBlur,
@@ -17,6 +17,7 @@ from guided_diffusion.measurements import (
     SuperResolution,
 )
 from guided_diffusion.noise_models import GaussianNoise
+from guided_diffusion.problem import Problem
 from guided_diffusion.sampling import Prior, sample
 from tests import golden_data
 

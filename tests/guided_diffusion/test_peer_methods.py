@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.condition_methods import CONDITIONING, Problem
+from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, linear_betas
 from guided_diffusion.measurements import (
     GaussianBlur,
@@ -15,6 +15,7 @@ from guided_diffusion.measurements import (
     SuperResolution,
 )
 from guided_diffusion.noise_models import Clean, GaussianNoise, PoissonNoise
+from guided_diffusion.problem import Problem
 from guided_diffusion.sampling import Prior
 from models.prior import restore
 from util.errors import UnsupportedError, UserError

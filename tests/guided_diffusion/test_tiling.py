@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.condition_methods import Problem, ProximalSampling
+from guided_diffusion.condition_methods import ProximalSampling
 from guided_diffusion.framing import Frame
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.measurements import (
@@ -15,6 +15,7 @@ from guided_diffusion.measurements import (
     SuperResolution,
 )
 from guided_diffusion.noise_models import GaussianNoise, PoissonNoise
+from guided_diffusion.problem import Problem
 from guided_diffusion.sampling import Prior, sample
 from guided_diffusion.tiling import Axis, TiledModel, Tiling, WindowExtent
 from tests import golden_data
@@ -175,10 +176,10 @@ def test_norms_of_windows_see_every_measured_pixel_once(border):
     tiling = Tiling(48, 64, 32, 8)
     y = random(1, 3, 10 - 2 * border, 13 - 2 * border) + 0.1
     extent = WindowExtent(tiling, Frame(40, 52, 48, 64), y, border)
-    squares = GaussianNoise().distance(y, torch.zeros_like(y), extent.weighted) ** 2
+    squares = GaussianNoise().distance(y, torch.zeros_like(y), extent.measured_sums) ** 2
     torch.testing.assert_close(squares.sum(), y.square().sum())
     torch.testing.assert_close(extent.scores(y[None]).sum(), y.square().sum())
-    known = GaussianNoise(0.1).expected_distance(torch.ones_like(y), extent.weighted) ** 2
+    known = GaussianNoise(0.1).expected_distance(torch.ones_like(y), extent.measured_sums) ** 2
     torch.testing.assert_close(known.sum().item(), 0.01 * y.numel())
 
 
@@ -186,9 +187,9 @@ def test_limits_of_windows_meet_smoothly():
     tiling = Tiling(48, 64, 32, 8)
     extent = WindowExtent(tiling, Frame(40, 52, 48, 64), random(1, 3, 40, 52))
     g = random(2, 3, 48, 64)
-    torch.testing.assert_close(extent.energies(g).sum((1, 2)), g.square().sum((1, 2, 3)))
+    torch.testing.assert_close(extent.image_sums(g.square()).sum((1, 2)), g.square().sum((1, 2, 3)))
     limits = random(2, 2, 3, seed=1)
-    assert extent.energies(g).shape == limits.shape
+    assert extent.image_sums(g).shape == limits.shape
     blended = extent.blend(limits)
     assert blended.shape == (2, 1, 48, 64)
     assert blended.diff(dim=-1).abs().max() < 0.1

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.masks import MaskConfig
-from guided_diffusion.condition_methods import Problem, ProximalSampling
+from guided_diffusion.condition_methods import ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.measurements import OPERATORS, Operator, OperatorContext
 from guided_diffusion.noise_models import GaussianNoise
+from guided_diffusion.problem import Problem
 from guided_diffusion.sampling import Prior
 from guided_diffusion.unet import UNetConfig, UNetModel
 from models.checkpoint import freeze

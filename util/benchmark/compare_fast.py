@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from data.dataloader import ImageFolder
-from guided_diffusion.condition_methods import Problem, ProximalSampling
+from guided_diffusion.condition_methods import ProximalSampling
 from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.precision import Execution
+from guided_diffusion.problem import Problem
 from guided_diffusion.sampling import Prior, sample
 from models.prior import build_prior, with_process
 from util.benchmark.case import build_operator

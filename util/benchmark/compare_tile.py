@@ -26,11 +26,12 @@ from torch import Tensor
 
 from data.dataloader import read_image
 from data.masks import MaskConfig
-from guided_diffusion.condition_methods import Extent, Problem, ProximalSampling, WholeImage
+from guided_diffusion.condition_methods import ProximalSampling
 from guided_diffusion.framing import Frame
 from guided_diffusion.measurements import OPERATORS, Inpainting, Operator, OperatorContext
 from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.precision import PRECISIONS, Execution
+from guided_diffusion.problem import Extent, Problem, WholeImage
 from guided_diffusion.sampling import Prior, sample
 from guided_diffusion.tiling import TiledModel, Tiling, WindowExtent
 from models.prior import build_prior, with_process

@@ -32,7 +32,7 @@ def effective_settings(config: RunConfig) -> dict[str, Any]:
         "model": _model(config.model.unet),
         "diffusion": _diffusion(config.diffusion),
         "task": {
-            "conditioning": {"method": method.name, "params": _params(CONDITIONING, method)},
+            "conditioning": {"method": method.name, "params": _method_params(method)},
             "data": _component(DATASETS, task.data),
             "operator": _component(OPERATORS, task.operator),
             "noise": _component(NOISES, task.noise),
@@ -57,6 +57,23 @@ def _diffusion(diffusion: DiffusionConfig) -> dict[str, Any]:
     settings = dataclasses.asdict(diffusion)
     del settings["guidance"]  # what applies of it stands in the other keys and in conditioning
     settings["timestep_respacing"] = str(diffusion.timestep_respacing or diffusion.steps)
+    if diffusion.num_steps is None:
+        del settings["num_steps"]  # results from before there was the key stay valid
+    return settings
+
+
+def _method_params(method: Component) -> dict[str, Any]:
+    settings = _params(CONDITIONING, method)
+    # Results from before there were these keys stay valid, unless they began from an inverse: that
+    # is another image now.
+    if settings.get("guidance_rule") == "published":
+        del settings["guidance_rule"]
+    if method.name == "dpps":
+        settings["scale_by_steps"] = False
+    elif settings.get("init") == "noise":
+        del settings["init"]
+    if settings.get("init") == "inverse":
+        settings["inverse"] = "natural images"
     return settings
 
 

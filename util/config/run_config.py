@@ -39,9 +39,13 @@ class ModelConfig:
     model_path: str
 
 
+# Parameters that conditioning methods have with num_steps, where a task config does not say more.
+TUNED = {"guidance_rule": "line_search", "init": "inverse"}
+
+
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Diffusion process and sampler; the keys of a published diffusion config, and two more."""
+    """Diffusion process and sampler; the keys of a published diffusion config, and three more."""
 
     sampler: str = "ddpm"
     steps: int = 1000
@@ -52,6 +56,9 @@ class DiffusionConfig:
     clip_denoised: bool = True
     rescale_timesteps: bool = False
     timestep_respacing: int | str = ""
+    # Instead of timestep_respacing: that many steps from where the measurement lets sampling begin,
+    # with guidance that needs no scale
+    num_steps: int | None = None
     eta: float = 0.0  # of the ddim sampler
     # What a dpps task uses here, by operator: conditioning.params, which replace those of the task
     # config, and timestep_respacing, which replaces the one above
@@ -59,6 +66,8 @@ class DiffusionConfig:
 
     def guided(self, operator: str) -> tuple["DiffusionConfig", dict[str, Any]]:
         """The config and the conditioning.params of a dpps task with this operator."""
+        if self.num_steps is not None:
+            return self, dict(TUNED)
         params = dict(self.guidance.get(operator, {}))
         respacing = params.pop("timestep_respacing", self.timestep_respacing)
         return replace(self, timestep_respacing=respacing), params
@@ -117,18 +126,30 @@ def load_run_config(
             raise UserError(
                 f"--set {override}: expected SECTION.KEY=VALUE, SECTION one of {', '.join(raw)}"
             )
+    _drop_other_steps(raw["diffusion"], overrides)
     wanted = copy.deepcopy(raw)
     apply_overrides(wanted, overrides)
     _drop_params_of_another_method(raw["task"], wanted["task"])
-    if _applies(wanted["diffusion"], wanted["task"]):
+    tuned = wanted["diffusion"].get("num_steps") is not None
+    if not tuned and _applies(wanted["diffusion"], wanted["task"]):
         _guide(raw, wanted)
     apply_overrides(raw, overrides)
+    if tuned:
+        _tune(raw["task"])
     config = RunConfig(
         _parse_model(raw["model"], str(model_path)),
         _parse_diffusion(raw["diffusion"], str(diffusion_path)),
         _parse_task(raw["task"], str(task_path)),
         raw,
     )
+    method = config.task.conditioning
+    if method.params.get("guidance_rule") == "line_search" and _sets(
+        overrides, "task.conditioning.params.scale"
+    ):
+        raise UserError(
+            "conditioning.params.scale: guidance_rule line_search has no scale; leave it out, or "
+            "give --set task.conditioning.params.guidance_rule=published as well"
+        )
     var_type = config.diffusion.model_var_type
     if var_type in LEARNED_VARIANCE_TYPES and not config.model.unet.learn_sigma:
         raise UserError(f"model_var_type {var_type} needs a model config with learn_sigma: True")
@@ -195,6 +216,16 @@ def _parse_diffusion(raw: dict[str, Any], where: str) -> DiffusionConfig:
             f"{where}: steps: {config.steps} is too few for the {config.noise_schedule} schedule; "
             "leave steps at 1000 and choose fewer with timestep_respacing"
         )
+    if config.num_steps is not None:
+        if config.timestep_respacing:
+            raise UserError(
+                f"{where}: num_steps and timestep_respacing both say how many steps; give one"
+            )
+        if not 1 <= config.num_steps <= config.steps:
+            raise UserError(
+                f"{where}: num_steps {config.num_steps}: expected 1 to {config.steps}, the steps "
+                "of the process"
+            )
     for name, given in config.guidance.items():
         at = f"{where}: guidance: {name}"
         OPERATORS.get(name, f"{where}: guidance")
@@ -205,6 +236,33 @@ def _parse_diffusion(raw: dict[str, Any], where: str) -> DiffusionConfig:
         guided.build()
     config.build()  # a respacing that cannot be done is found here, not after the loading
     return config
+
+
+def _sets(overrides: Sequence[str], key: str) -> bool:
+    """Whether one of the overrides sets `key` itself."""
+    return any(override.partition("=")[0].strip() == key for override in overrides)
+
+
+def _drop_other_steps(diffusion: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Where an override says how many steps, leave out what the file says of them."""
+    keys = ("num_steps", "timestep_respacing")
+    chosen = [key for key in keys if _sets(overrides, f"diffusion.{key}")]
+    if chosen == ["num_steps"]:
+        diffusion.pop("timestep_respacing", None)
+    elif chosen == ["timestep_respacing"]:
+        diffusion.pop("num_steps", None)
+
+
+def _tune(task: dict[str, Any]) -> None:
+    """Give the task's method, as far as it has them and nothing else is said, the TUNED params."""
+    conditioning = task.get("conditioning")
+    name = conditioning.get("method") if isinstance(conditioning, dict) else None
+    if not isinstance(name, str) or name not in CONDITIONING.names():
+        return  # refused when the task is parsed
+    params, keys = conditioning.get("params") or {}, CONDITIONING.keys(name)
+    if isinstance(params, dict):
+        given = {key: value for key, value in TUNED.items() if key in keys}
+        conditioning["params"] = {**given, **params}
 
 
 def _drop_params_of_another_method(task: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -52,6 +52,13 @@ def _add_config(group: argparse._ArgumentGroup) -> None:
         help="process and sampler (left out: with the prior that ships its own, else the "
         "published one)",
     )
+    add(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="network evaluations of an image, 10 to 1000: more time, finer results; start and "
+        "guidance follow by themselves (diffusion.num_steps)",
+    )
     add_set(group)
     add("--seed", type=int, default=0, help="seed of all random numbers")
     add(
@@ -174,6 +181,10 @@ def load_config(args: argparse.Namespace) -> RunConfig:
     # JSON is YAML that quotes every path in it.
     shorthands = [f"{key}={json.dumps(v)}" for key, v in given.items() if v is not None]
     overrides = [*shorthands, *args.overrides]
+    if args.steps is not None:
+        if any(o.strip().startswith("diffusion.timestep_respacing") for o in overrides):
+            raise UserError("--steps and diffusion.timestep_respacing both say it; give one")
+        overrides.insert(0, f"diffusion.num_steps={args.steps}")
     config = load_run_config(args.model_config, args.diffusion_config, args.task_config, overrides)
     root = config.task.data.params.get("root", "")
     chosen = any(o.strip().startswith("task.data") for o in overrides)

@@ -57,8 +57,7 @@ class Job:
         )
         plan = make_plan(results, pixels, restoration.sources, names, overwrite)
         sweep(results.root)
-        steps = restoration.method.first_step(restoration.prior.diffusion) + 1
-        operator, count = restoration.operator, len(plan.names)
+        operator, count, steps = restoration.operator, len(plan.names), restoration.steps
         results.check_space(least_bytes(self.settings, self.dataset, operator, count, steps))
         self.describe({"precision": execution.precision, "compile": execution.compile})
         return plan

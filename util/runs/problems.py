@@ -15,10 +15,10 @@ from torch import Tensor
 
 from data.dataloader import Dataset, Photograph, output_name
 from data.masks import MaskConfig
-from guided_diffusion.condition_methods import Problem, WholeImage
 from guided_diffusion.framing import Frame, FramedOperator, cut_border
 from guided_diffusion.measurements import OPERATORS, Inpainting, Operator, OperatorContext
 from guided_diffusion.noise_models import NOISES, Clean, NoiseModel
+from guided_diffusion.problem import Problem, WholeImage
 from guided_diffusion.sampling import Prior
 from guided_diffusion.tiling import TiledModel, Tiling, WindowExtent, distance_factor
 from models.kernel_wizard import load_kernel_wizard
@@ -48,6 +48,7 @@ class Case:
     dpi: tuple[float, float] | None = None  # of the source
     kept: Tensor | None = None  # where the result is y itself, bool [1, H, W]
     source: Mapping[str, Any] = field(default_factory=dict)  # see Sources.mark
+    start: int | None = None  # timestep that sampling begins at, see Prior.start_timestep
 
     @property
     def output(self) -> str:
@@ -280,7 +281,8 @@ class ProblemBuilder:
             )
 
     def pose(self, cases: list[Case], prior: Prior) -> Batch:
-        """The problem of `cases`, all of one size, for `prior`."""
+        """The problem of `cases`, all of one size and start, for `prior`."""
+        prior = prior.scheduled(cases[0].start)
         fit, border = self.dataset.fit, self.dataset.border
         y, known = torch.stack([case.y for case in cases]), None
         masks = [case.known for case in cases if case.known is not None]

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -127,7 +128,9 @@ class Restoration:
         self.stop = stop or StopRequest()
         self.manifest = Manifest(results.root, self.world.rank)
         self._kernel_shown = False
+        self.steps = prior.num_steps or self.method.first_step(prior.diffusion) + 1
         self._sizes: dict[tuple[int, int], int] = {}  # of batches, by the size of the image
+        self._starts: WeakKeyDictionary[Operator, int | None] = WeakKeyDictionary()
 
     def run(self, names: Sequence[str], config_hash: str, images: int | None = None) -> None:
         """Restore `names`, this rank's share of `images` in the whole job.
@@ -139,9 +142,8 @@ class Restoration:
         written; everything finished before is recorded.
         """
         self.config_hash = config_hash
-        steps = self.method.first_step(self.prior.diffusion) + 1
         images = len(names) if images is None else images
-        self.progress = Progress(images, len(names), steps, self.world)
+        self.progress = Progress(images, len(names), self.steps, self.world)
         try:
             with Background() as self.background:
                 for cases in self._batches(names):
@@ -152,7 +154,7 @@ class Restoration:
 
     def _batches(self, names: Sequence[str]) -> Iterator[list[Case]]:
         """Readable images in batches of one size; the others are recorded as failed."""
-        waiting: dict[tuple[int, int], list[Case]] = {}  # by size
+        waiting: dict[tuple, list[Case]] = {}  # by size and start
         ahead = self.background.ahead(self._read, names, _READ_AHEAD)
         for position, (name, load) in enumerate(ahead):
             self.stop.check()
@@ -163,12 +165,13 @@ class Restoration:
                 case = self._second_try(name)
             if case is None:
                 continue
-            waiting.setdefault(case.size, []).append(case)
+            kind = (case.size, case.start)
+            waiting.setdefault(kind, []).append(case)
             batch_size = self._batch_size(case, len(names) - position)
-            if len(waiting[case.size]) >= batch_size:
-                yield waiting.pop(case.size)
+            if len(waiting[kind]) >= batch_size:
+                yield waiting.pop(kind)
             elif sum(map(len, waiting.values())) >= _MOST_WAITING * batch_size:
-                yield waiting.pop(max(waiting, key=lambda size: len(waiting[size])))
+                yield waiting.pop(max(waiting, key=lambda kind: len(waiting[kind])))
         yield from waiting.values()
 
     def _second_try(self, name: str) -> Case | None:
@@ -192,7 +195,8 @@ class Restoration:
         try:
             for _ in range(_READINGS):
                 photograph, mark = read()
-                case = dataclasses.replace(self.builder.measure(name, photograph), source=mark)
+                case = self.builder.measure(name, photograph)
+                case = dataclasses.replace(case, source=mark, start=self._start(case.operator))
                 if self.sources.unchanged(name, mark):
                     return case
                 read = functools.partial(self._read, name)
@@ -205,6 +209,13 @@ class Restoration:
             self._fail(name, _reason(error))
         return None
 
+    def _start(self, operator: Operator) -> int | None:
+        """Where sampling begins for images of this operator, worked out once."""
+        if operator not in self._starts:
+            noiser = self.builder.noiser
+            self._starts[operator] = self.prior.start_timestep(self.method, operator, noiser)
+        return self._starts[operator]
+
     def _batch_size(self, case: Case, remaining: int) -> int:
         """Images to restore at a time that look like `case`."""
         if case.size not in self._sizes:
@@ -214,7 +225,7 @@ class Restoration:
             def try_steps(size: int) -> None:
                 batch, noise = self._pose([case] * size, prior)
                 x = self.method.start(batch.problem, noise)
-                first = self.method.first_step(self.prior.diffusion)
+                first = self.method.first_step(batch.prior.diffusion)
                 for t in (first, 1, 0):
                     if t <= first:  # the late steps have the most candidates
                         x = self.method.step(batch.prior.reverse, x, t, batch.problem, noise).x
@@ -342,7 +353,7 @@ class Restoration:
             self._save_film(done.recorder, case)
             self._save_image(case, image, done.residuals[i], done.cost)
         else:
-            reason = f"{NOT_FINITE}; nothing was saved. Try a smaller conditioning.params.scale"
+            reason = f"{NOT_FINITE}; nothing was saved. Try a smaller scale, or --steps"
             self._fail(case.key.name, reason, case)
 
     def _save_film(self, recorder: Recorder, case: Case) -> None:

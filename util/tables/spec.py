@@ -228,7 +228,7 @@ def _with_conditioning(
         if spec.scale_by_steps:
             chosen = f"task.conditioning.method={method}"
             config = load_run_config(*files, [*overrides, chosen])
-            steps = config.diffusion.build().num_timesteps
+            steps = config.diffusion.num_steps or config.diffusion.build().num_timesteps
             scale = float(scale) * 1000 / steps
         given["scale"] = scale
     conditioning = json.dumps({"method": method, "params": given})

@@ -55,37 +55,47 @@ def test_published_values():
         assert (*found, config.noise.params["sigma"]) == values
 
 
-def test_demo_guidance_replaces_the_task_scale_and_is_overridden_by_set():
-    demo = {"model": "demo_model", "diffusion": "demo_diffusion"}
-    guidance = read_yaml("configs/demo_diffusion_config.yaml")["guidance"]
-    params = load(**demo).task.conditioning.params
-    assert params["scale"] == guidance["super_resolution"]["scale"] != 1.0
-    override = ["task.conditioning.params.scale=3"]
-    assert load(overrides=override, **demo).task.conditioning.params["scale"] == 3.0
-    # it belongs to dpps alone
-    override = ["task.conditioning.method=ps"]
-    other = load("gaussian_deblur", overrides=override, **demo).task.conditioning
-    assert other.params == {"scale": 0.4}
-    ps = load("phase_retrieval", **demo)
-    assert ps.task.conditioning.params == {"scale": 1.0}
+DEMO = {"model": "demo_model", "diffusion": "demo_diffusion"}
+
+
+def test_a_number_of_steps_brings_guidance_without_a_scale():
+    config = load(**DEMO)
+    assert config.diffusion.num_steps == 25
+    tuned = {"guidance_rule": "line_search", "init": "inverse"}
+    assert config.task.conditioning.params == {**tuned, "scale": 1.0}
+    for task, method, expected in (
+        ("gaussian_deblur", "ps", {**tuned, "scale": 0.4}),
+        ("gaussian_deblur", "ps+", {"init": "inverse", "scale": 0.4}),
+        ("gaussian_deblur", "vanilla", {}),
+        ("gaussian_deblur", "pigdm", {"init": "inverse"}),
+    ):
+        other = load(task, overrides=[f"task.conditioning.method={method}"], **DEMO)
+        assert other.task.conditioning.params == expected
+    whole = load(overrides=["task.conditioning={method: dpps, params: {init: noise}}"], **DEMO)
+    assert whole.task.conditioning.params == {**tuned, "init": "noise"}
+    assert load().task.conditioning.params == {"scale": 1.0}
+
+
+def test_the_last_word_on_the_steps_counts():
+    published = load(overrides=["diffusion.num_steps=30"])
+    assert (published.diffusion.num_steps, published.diffusion.timestep_respacing) == (30, "")
+    own = load(overrides=["diffusion.timestep_respacing=7"], **DEMO)
+    assert (own.diffusion.num_steps, own.diffusion.build().num_timesteps) == (None, 7)
+    assert own.task.conditioning.params == {"scale": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("task", "expected"),
+    ("overrides", "message"),
     [
-        ("super_resolution", [20, 20, 20]),
-        ("gaussian_deblur", [10, 15, 30]),
-        ("motion_deblur", [25, 50, 100]),
-        ("inpainting", [19, 29, 29]),
+        (["diffusion.num_steps=0"], "num_steps 0: expected 1 to 1000"),
+        (["diffusion.num_steps=1001"], "num_steps 1001: expected 1 to 1000"),
+        (["diffusion.num_steps=9", "diffusion.timestep_respacing=9"], "both say how many steps"),
+        (["task.conditioning.params.scale=3"], "line_search has no scale"),
     ],
 )
-def test_demo_guidance_has_the_steps_that_its_files_say(task, expected):
-    steps = []
-    for name in ("demo_20_steps", "demo", "demo_100_steps"):
-        config = load(task, model="demo_model", diffusion=f"{name}_diffusion")
-        method = config.task.conditioning.build(CONDITIONING)
-        steps.append(method.first_step(config.diffusion.build()) + 1)
-    assert steps == expected
+def test_settings_that_do_not_belong_together(overrides, message):
+    with pytest.raises(UserError, match=message):
+        load(overrides=overrides, **DEMO)
 
 
 def test_guidance_brings_its_own_steps():

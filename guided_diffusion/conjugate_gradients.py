@@ -1,0 +1,41 @@
+"""The method of conjugate gradients, for a batch of systems at once."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor],
+    b: Tensor,
+    x: Tensor,
+    iterations: int,
+    tolerance: float = 0.0,
+) -> Tensor:
+    """Approximate solution of apply(x) = b from the start x [B, ...], each image on its own.
+
+    `apply` must be linear, symmetric and positive definite. An image is done when its residual is
+    at most `tolerance` times b, in squared norm.
+    """
+    residual = b - apply(x)
+    direction = residual
+    norm, least = _dot(residual, residual), tolerance * _dot(b, b)
+    tiny = torch.finfo(b.dtype).tiny
+    for _ in range(iterations):
+        if tolerance and not (norm > least).any():
+            break
+        moved = apply(direction)
+        step = norm / _dot(direction, moved).clamp(min=tiny)
+        if tolerance:  # an image's result must not depend on those beside it
+            step = torch.where(norm > least, step, 0.0)
+        x = x + step * direction
+        residual = residual - step * moved
+        previous, norm = norm, _dot(residual, residual)
+        direction = residual + norm / previous.clamp(min=tiny) * direction
+    return x
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of images [B, ...] as [B, 1, ...]."""
+    return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))

@@ -1,0 +1,124 @@
+"""Guidance rules: how far, and along what, the measurement moves a step.
+
+A rule looks at the prior's prediction at x_t and says what is to be added to the mean of x_{t-1}.
+To add one, register a class whose keyword arguments are parameters of the conditioning methods.
+"""
+
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from guided_diffusion.conjugate_gradients import conjugate_gradients
+from guided_diffusion.gaussian_diffusion import PriorStep, Transition
+from guided_diffusion.operator_base import Linearised, LinearOperator
+from guided_diffusion.problem import Problem
+from util.registry import Registry
+
+
+class Guidance(NamedTuple):
+    """What a rule makes of a step."""
+
+    offset: Tensor  # to be added to the mean of x_{t-1}, [B, 3, H, W]
+    x0_hat: Tensor  # the estimate of the clean image that follows, [B, 3, H, W]
+    distances: Tensor  # of the prior's x0_hat from the measurement, [B, parts...]
+
+
+class GuidanceRule:
+    """x_t must require a gradient, and `prior` and `move` must have been computed from it."""
+
+    def __call__(
+        self, prior: PriorStep, move: Transition, x_t: Tensor, t: int, problem: Problem
+    ) -> Guidance:
+        raise NotImplementedError
+
+
+GUIDANCE_RULES: Registry[GuidanceRule] = Registry("guidance_rule")
+
+
+def gradient_of(distances: Tensor, x_t: Tensor) -> Tensor:
+    """Gradient of each image's distances with respect to its own x_t."""
+    return torch.autograd.grad(distances.sum(), x_t)[0]
+
+
+@GUIDANCE_RULES.register("published")
+class FixedScale(GuidanceRule):
+    """A step of `scale` along the gradient of || y - A x0_hat || (DPS, Chung et al. 2023, eq. 16).
+
+    limit_scale: no step longer than Polyak's, (d - d*) / || g ||^2, with d* what the noise alone
+      leaves of the distance d, and g its gradient. A norm's gradient does not shrink with the
+      norm, so that a scale for few steps overshoots in the last ones.
+    """
+
+    def __init__(self, scale: float = 1.0, limit_scale: bool = False) -> None:
+        self.scale, self.limit_scale = scale, limit_scale
+
+    def __call__(self, prior, move, x_t, t, problem):
+        distances = problem.distances(prior.x0_hat)
+        g = gradient_of(distances, x_t)
+        distances = distances.detach()
+        return Guidance(-self._length(distances, g, problem) * g, prior.x0_hat.detach(), distances)
+
+    def _length(self, distances: Tensor, g: Tensor, problem: Problem) -> float | Tensor:
+        """Length of the step along -g: the scale, or what expands to g."""
+        if not self.limit_scale:
+            return self.scale
+        extent = problem.extent
+        excess = (distances - problem.expected_distances()).clamp(min=0)
+        energies = extent.image_sums(g.square())
+        polyak = excess / energies.clamp(min=torch.finfo(g.dtype).tiny)
+        return extent.blend(polyak.clamp(max=self.scale))
+
+
+@GUIDANCE_RULES.register("line_search")
+class LineSearch(GuidanceRule):
+    """Pseudoinverse guidance with an exact line search: no scale, for any operator and noise.
+
+    The direction is that of PiGDM (Song et al. 2023, ICLR, eq. 7): g = J^T w with
+    w = A^T (r^2 A A^T + S)^-1 (y - A x0_hat), r^2 = 1 - acp, S the covariance of the noise and J
+    the derivative of x0_hat by x_t. Its length is the one that minimises
+    (y - A x)^T S^-1 (y - A x) + (x - x0_hat)^T C^-1 (x - x0_hat) over x = x0_hat + alpha g, with
+    C = r^2 / sqrt(acp) J the prior's covariance given x_t, by Tweedie's formula (Boys et al. 2024,
+    arXiv 2310.06721), for which g^T C^-1 g = sqrt(acp) / r^2 <w, g>. The sampler's transition then
+    goes towards x in place of x0_hat. An operator that is not linear is replaced by its derivative
+    at x0_hat.
+    """
+
+    _ITERATIONS = 12  # of conjugate gradients, where the operator's spectrum is not known
+
+    def __call__(self, prior, move, x_t, t, problem):
+        acp = problem.diffusion.alphas_cumprod[t]
+        r2, variance, extent = 1 - acp, problem.variance, problem.extent
+        x0_hat = prior.x0_hat.detach()
+        A = problem.operator.linearised(x0_hat)
+        with torch.no_grad():
+            measured = problem.operator(x0_hat)
+            distances = extent.distances(problem.noiser, problem.y, measured)
+            e = problem.y - measured
+            w = self._direction(A, e, r2, variance)
+        g = torch.autograd.grad(prior.x0_hat, x_t, w)[0]
+        with torch.no_grad():
+            v = A(g)
+            gain = extent.measured_sums(e * v / variance)
+            curvature = extent.measured_sums(v * v / variance)
+            curvature = curvature + sqrt(acp) / r2 * extent.image_sums(w * g)
+            useful = (gain > 0) & (curvature > 0)
+            alpha = torch.where(useful, gain / curvature.where(useful, 1.0), 0.0)
+            shift = extent.blend(alpha) * g
+            return Guidance(move.per_x0 * shift, x0_hat + shift, distances)
+
+    def _direction(
+        self, A: LinearOperator | Linearised, e: Tensor, r2: float, variance: float | Tensor
+    ) -> Tensor:
+        """A^T (r^2 A A^T + S)^-1 e, [B, 3, H, W]."""
+        spectrum = A.spectrum(0.0) if isinstance(A, LinearOperator) else None
+        if spectrum is not None and not isinstance(variance, Tensor):
+            s = spectrum.values
+            return spectrum.image(s / (r2 * s**2 + variance) * spectrum.measured(e))
+
+        def system(u: Tensor) -> Tensor:
+            return r2 * A(A.adjoint(u)) + variance * u
+
+        solved = conjugate_gradients(system, e, torch.zeros_like(e), self._ITERATIONS)
+        return A.adjoint(solved)

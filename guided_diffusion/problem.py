@@ -1,0 +1,110 @@
+"""What is to be solved: a measurement, how it came about, and over what parts norms are taken."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.measurements import Operator
+from guided_diffusion.noise_models import NoiseModel
+
+
+class Extent(Protocol):
+    """Over what norm and choice are taken: the image, or parts of it."""
+
+    def distances(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
+        """Distances of measured from y, both [B, ...], over the parts: [B, parts...]."""
+
+    def expected_distances(self, noiser: NoiseModel, y: Tensor, known: Tensor) -> Tensor:
+        """Those that the noise alone leaves, for `known` like y: [B, parts...]."""
+
+    def image_sums(self, values: Tensor) -> Tensor:
+        """Sums of values [B, 3, H, W] over the parts: [B, parts...]."""
+
+    def measured_sums(self, values: Tensor) -> Tensor:
+        """Sums of values like y, [B, ...], over the parts: [B, parts...]."""
+
+    def blend(self, values: Tensor) -> Tensor:
+        """Values [B, parts...] spread over the pixels of their parts: like `at_pixels`, but
+        changing smoothly."""
+
+    def scores(self, residuals: Tensor) -> Tensor:
+        """Squared norms of the residuals [m, B, ...] of m candidates: [m, B, parts...]."""
+
+    def at_pixels(self, values: Tensor) -> Tensor:
+        """Values [B, parts...] where they hold: [B, 1, H, W], or what expands to it."""
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """The published extent: one norm and one candidate for an image.
+
+    factor: of the distance, for images of another size than the model's
+    """
+
+    factor: float = 1.0
+
+    def distances(self, noiser: NoiseModel, y: Tensor, measured: Tensor) -> Tensor:
+        return self.factor * noiser.distance(y, measured)
+
+    def expected_distances(self, noiser: NoiseModel, y: Tensor, known: Tensor) -> Tensor:
+        return self.factor * noiser.expected_distance(known, y=y)
+
+    def image_sums(self, values: Tensor) -> Tensor:
+        return values.flatten(1).sum(1)
+
+    def measured_sums(self, values: Tensor) -> Tensor:
+        return values.flatten(1).sum(1)
+
+    def blend(self, values: Tensor) -> Tensor:
+        return self.at_pixels(values)
+
+    def scores(self, residuals: Tensor) -> Tensor:
+        return residuals.flatten(2).square().sum(2)
+
+    def at_pixels(self, values: Tensor) -> Tensor:
+        return values[:, None, None, None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be solved: y = noise(A(x)), and the diffusion process that knows about x."""
+
+    y: Tensor
+    operator: Operator
+    noiser: NoiseModel
+    diffusion: GaussianDiffusion
+    image_shape: tuple[int, int, int]  # [3, H, W]
+    extent: Extent = WholeImage()
+    known: Tensor | None = None  # 1 where y holds a measurement, like y; None: everywhere
+
+    def distances(self, x0_hat: Tensor) -> Tensor:
+        """Distances of A(x0_hat) from y over the parts of the extent: [B, parts...]."""
+        return self.extent.distances(self.noiser, self.y, self.operator(x0_hat))
+
+    def distance(self, x0_hat: Tensor) -> Tensor:
+        """d, the distance of A(x0_hat) from y: [B]."""
+        return per_image(self.distances(x0_hat))
+
+    def expected_distances(self) -> Tensor:
+        """The distances that the noise alone leaves: [B, parts...]."""
+        known = torch.ones_like(self.y) if self.known is None else self.known
+        return self.extent.expected_distances(self.noiser, self.y, known)
+
+    @property
+    def sigma(self) -> float | Tensor:
+        """Standard deviation of the noise, or what is equivalent to it: a number, or one for each
+        image, [B, 1, ...]."""
+        return self.noiser.equivalent_sigma(self.y, self.known)
+
+    @property
+    def variance(self) -> float | Tensor:
+        """Variance of the noise of the values of y: a number, or like y; never 0."""
+        return self.noiser.variance(self.y)
+
+
+def per_image(values: Tensor) -> Tensor:
+    """Sums [B] of values [B, parts...]."""
+    return values if values.ndim == 1 else values.flatten(1).sum(1)

@@ -1,0 +1,228 @@
+from dataclasses import replace
+from math import sqrt
+
+import pytest
+import torch
+
+from guided_diffusion.condition_methods import CONDITIONING, ProximalSampling
+from guided_diffusion.framing import Frame
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.guidance import LineSearch
+from guided_diffusion.measurements import (
+    OPERATORS,
+    Denoising,
+    GaussianBlur,
+    LinearOperator,
+    OperatorContext,
+    SuperResolution,
+)
+from guided_diffusion.noise_models import GaussianNoise, PoissonNoise
+from guided_diffusion.problem import Problem
+from guided_diffusion.sampling import Prior, sample
+from guided_diffusion.tiling import Tiling, WindowExtent
+from tests import golden_data
+from util.errors import UserError
+from util.randomness import ImageKey, PerImageNoise
+
+SIZE, STEP = 16, 6
+CONTEXT = OperatorContext(SIZE, SIZE, dtype=torch.float64)
+
+
+class WithoutSpectrum(LinearOperator):
+    """Another operator whose singular values nobody knows."""
+
+    def __init__(self, inner: LinearOperator, factor: float = 1.0) -> None:
+        super().__init__(inner.context)
+        self.inner, self.factor = inner, factor
+
+    def __call__(self, x):
+        return self.factor * self.inner(x)
+
+
+def smooth_model(x, t):
+    """Predicts noise by the difference from the neighbours: a Jacobian that is not diagonal."""
+    eps = x - 0.5 * (x.roll(1, -1) + x.roll(1, -2))
+    return torch.cat([eps, 0 * eps], 1)
+
+
+def prior_of(steps: int = 20) -> Prior:
+    diffusion = GaussianDiffusion.create(timestep_respacing=steps, clip_denoised=False)
+    return Prior(smooth_model, diffusion)
+
+
+def guided(operator, y, noiser=None, x_t=None, extent=None):
+    """What the line search does at STEP, its problem, and the prior's step."""
+    prior = prior_of()
+    shape = (3, operator.context.height, operator.context.width)
+    x_t = golden_data.normal((len(y), *shape), 5).double() if x_t is None else x_t
+    x_t = x_t.requires_grad_()
+    problem = Problem(y, operator, noiser or GaussianNoise(0.1), prior.diffusion, shape)
+    problem = problem if extent is None else replace(problem, extent=extent)
+    step, move = prior.reverse(x_t, STEP)
+    return LineSearch()(step, move, x_t, STEP, problem), problem, step
+
+
+def measured(operator, count=2):
+    context = operator.context
+    return operator(
+        golden_data.normal((count, 3, context.height, context.width), 2).double().clamp(-1, 1)
+    )
+
+
+@pytest.mark.parametrize("noiser", [GaussianNoise(0.1), PoissonNoise(0.1)])
+def test_the_length_minimises_what_it_is_said_to(noiser):
+    operator = SuperResolution(4, context=CONTEXT)
+    y = measured(operator)
+    result, problem, step = guided(operator, y, noiser)
+    x0_hat, moved = step.x0_hat.detach(), result.x0_hat - step.x0_hat.detach()
+    # The prior's covariance r^2 / sqrt(acp) J, J the model's own Jacobian, as a matrix.
+    acp = problem.diffusion.alphas_cumprod[STEP]
+    unit = torch.eye(SIZE * SIZE, dtype=torch.float64).reshape(-1, 1, SIZE, SIZE)
+    j = problem.diffusion.x0_from_eps(
+        unit, torch.full((len(unit),), STEP), smooth_model(unit, None)[:, :1]
+    ).reshape(SIZE * SIZE, -1)
+    precision = torch.linalg.inv((1 - acp) / sqrt(acp) * j)
+
+    def objective(length: float) -> torch.Tensor:
+        shift = length * moved
+        data = (y - operator(x0_hat + shift)).square() / problem.variance
+        flat = shift.flatten(2)
+        return data.flatten(1).sum(1) + (flat @ precision * flat).sum((1, 2))
+
+    least = objective(1.0)
+    assert (least < objective(0.9)).all()
+    assert (least < objective(1.1)).all()
+    assert (least < objective(0.0)).all()
+
+
+def test_without_a_spectrum_the_same_step_is_found():
+    known = GaussianBlur(5, 0.5, context=CONTEXT)
+    y = measured(known)
+    expected, found = (guided(A, y)[0].offset for A in (known, WithoutSpectrum(known)))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_unit_of_the_measurement_does_not_matter():
+    operator = GaussianBlur(5, 0.5, context=CONTEXT)
+    y, ten = measured(operator), WithoutSpectrum(operator, 10.0)
+    expected = guided(WithoutSpectrum(operator), y)[0].offset
+    found = guided(ten, 10 * y, GaussianNoise(1.0))[0].offset
+    torch.testing.assert_close(found, expected)
+
+
+def test_where_the_measurement_is_met_nothing_is_done():
+    operator = Denoising(context=CONTEXT)
+    x_t = golden_data.normal((1, 3, SIZE, SIZE), 5).double()
+    x0_hat = prior_of().reverse(x_t, STEP)[0].x0_hat
+    assert not guided(operator, x0_hat, x_t=x_t)[0].offset.any()
+
+
+def test_one_window_is_the_whole_image():
+    operator = SuperResolution(4, context=CONTEXT)
+    y = measured(operator)
+    window = WindowExtent(Tiling(SIZE, SIZE, SIZE, 8), Frame(SIZE, SIZE, SIZE, SIZE), y)
+    torch.testing.assert_close(
+        guided(operator, y, extent=window)[0].offset, guided(operator, y)[0].offset
+    )
+
+
+def test_windows_take_lengths_of_their_own():
+    context = OperatorContext(SIZE, 3 * SIZE, dtype=torch.float64)
+    operator = Denoising(context=context)
+    y = measured(operator, 1)
+    y[..., 2 * SIZE :] *= 5  # far from the prior on one side alone
+    extent = WindowExtent(Tiling(SIZE, 3 * SIZE, SIZE, 0), Frame(*[SIZE, 3 * SIZE] * 2), y)
+    apart = guided(operator, y, extent=extent)[0].offset[..., :SIZE]
+    together = guided(operator, y)[0].offset[..., :SIZE]
+    assert not torch.allclose(apart, together, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["phase_retrieval", "gamma"])
+def test_a_curved_operator_is_replaced_by_its_derivative(name):
+    if name == "gamma":
+        operator = WithoutSpectrum(Denoising(context=CONTEXT))
+        operator.linearised = lambda x: super(LinearOperator, operator).linearised(x)
+        operator.inner = lambda x: (x + 2) ** 1.5
+    else:
+        operator = OPERATORS.get(name)(context=CONTEXT)
+    x, v = (golden_data.normal((2, 3, SIZE, SIZE), seed).double() for seed in (3, 4))
+    x = 0.3 * x
+    derivative = operator.linearised(x)
+    step = 1e-6
+    slope = (operator(x + step * v) - operator(x - step * v)) / (2 * step)
+    torch.testing.assert_close(derivative(v), slope, rtol=1e-4, atol=1e-5)
+    u = golden_data.normal(tuple(slope.shape), 6).double()
+    torch.testing.assert_close(
+        (derivative.adjoint(u) * v).sum(), (u * slope).sum(), rtol=1e-5, atol=1e-5
+    )
+    result, problem, step_ = guided(operator, operator(x), x_t=0.3 * v)
+    before, after = (problem.distance(z).sum() for z in (step_.x0_hat, result.x0_hat))
+    assert after < before
+
+
+@pytest.mark.parametrize("method", ["dpps", "ps", "mcg"])
+def test_batch_equals_singles(method):
+    prior, noiser = prior_of(5), GaussianNoise(0.05)
+    operator = WithoutSpectrum(SuperResolution(2, context=OperatorContext(SIZE, SIZE)))
+    y = operator(golden_data.normal((2, 3, SIZE, SIZE), 2).clamp(-1, 1))
+    chosen = CONDITIONING.get(method)(guidance_rule="line_search", init="inverse")
+
+    def run(some: slice) -> torch.Tensor:
+        keys = [ImageKey(0, name) for name in "ab"[some]]
+        problem = Problem(y[some], operator, noiser, prior.diffusion, (3, SIZE, SIZE))
+        return sample(prior, chosen, problem, PerImageNoise(keys, torch.device("cpu")))
+
+    operator.project = operator.inner.project
+    both = run(slice(0, 2))
+    singles = torch.cat([run(slice(0, 1)), run(slice(1, 2))])
+    torch.testing.assert_close(both, singles, rtol=1e-4, atol=1e-4)
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(UserError, match='unknown guidance_rule "line"'):
+        ProximalSampling(guidance_rule="line")
+
+
+def gaussian_prior(variances: torch.Tensor, diffusion: GaussianDiffusion) -> Prior:
+    """The exact prior of independent pixels N(0, variances), [3, H, W]."""
+
+    def model(x, t):
+        acp = torch.as_tensor(diffusion.alphas_cumprod)[
+            torch.searchsorted(torch.as_tensor(diffusion.timesteps), t)
+        ].view(-1, 1, 1, 1)
+        return (1 - acp).sqrt() * x / (acp * variances + 1 - acp)
+
+    return Prior(model, diffusion)
+
+
+@pytest.mark.parametrize(("steps", "spread"), [(100, (0.85, 1.15)), (1000, (0.85, 1.15))])
+def test_the_posterior_of_a_gaussian_prior(steps, spread):
+    """Denoising with one candidate: the mean and the spread of the exact posterior."""
+    side, count, sigma = 8, 150, 0.2
+    diffusion = GaussianDiffusion.create(
+        timestep_respacing=steps, clip_denoised=False, model_var_type="fixed_small"
+    )
+    generator = torch.Generator().manual_seed(0)
+    variances = torch.rand(3, side, side, generator=generator, dtype=torch.float64) * 0.2 + 0.02
+    prior = gaussian_prior(variances, diffusion)
+    x = variances.sqrt() * torch.randn(3, side, side, generator=generator, dtype=torch.float64)
+    y = x + sigma * torch.randn(3, side, side, generator=generator, dtype=torch.float64)
+    operator = Denoising(context=OperatorContext(side, side, dtype=torch.float64))
+    keys = [ImageKey(0, str(i)) for i in range(count)]
+    problem = Problem(
+        y.expand(count, -1, -1, -1),
+        operator,
+        GaussianNoise(sigma),
+        diffusion,
+        (3, side, side),
+    )
+    method = ProximalSampling(candidates=1, init="noise", guidance_rule="line_search")
+    noise = PerImageNoise(keys, torch.device("cpu"))
+    samples = sample(prior, method, problem, noise)
+    gain = variances / (variances + sigma**2)
+    mean, variance = gain * y, gain * sigma**2
+    # The part of the squared error that drawing `count` samples makes is taken off.
+    bias = (samples.mean(0) - mean).square() - samples.var(0) / count
+    assert bias.sum() / variance.sum() < 0.05
+    ratio = (samples.var(0).sum() / variance.sum()).sqrt()
+    assert spread[0] < ratio < spread[1]
