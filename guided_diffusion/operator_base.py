@@ -89,6 +89,10 @@ class Operator:
         """The derivative of A at x [B, 3, H, W]."""
         return Linearised(self, x.detach())
 
+    def measured_values(self, y: Tensor) -> Tensor:
+        """1 where the value of y [B, ...] tells of the image, 0 elsewhere (a dropped pixel)."""
+        return torch.ones_like(y)
+
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """x moved towards the images that measure as y (projection and MCG methods)."""
         raise NotImplementedError
@@ -140,6 +144,11 @@ class LinearOperator(Operator):
         x = torch.zeros(shape, dtype=y.dtype, device=y.device, requires_grad=True)
         with torch.enable_grad():
             return torch.autograd.grad(self(x), x, y)[0]
+
+    def measured_values(self, y: Tensor) -> Tensor:
+        c = self.context
+        x = torch.rand(1, 3, c.height, c.width, generator=torch.Generator().manual_seed(0)) + 1
+        return (self(x.to(y)) != 0).to(y).expand_as(y)
 
     @property
     def has_spectrum(self) -> bool:

@@ -242,3 +242,12 @@ def test_nonlinear_blur(tmp_path, monkeypatch):
     operator = OPERATORS.get("nonlinear_blur")(opt_yml_path=str(options), context=context)
     assert not operator.linear
     torch.testing.assert_close(operator(IMAGE), (IMAGE + 1) / 2 - 1)
+
+
+def test_what_is_measured():
+    mask = MaskConfig(mask_type="box", mask_len_range=(4, 5), margin=(4, 4))
+    context = OperatorContext(16, 16, mask=mask)
+    operator = Inpainting(context=context).bind([ImageKey(0, "a"), ImageKey(0, "b")])
+    y = operator(torch.randn(2, 3, 16, 16))
+    assert operator.measured_values(y).sum((1, 2, 3)).tolist() == [3 * (256 - 16)] * 2
+    assert SuperResolution(4, context=context).measured_values(torch.zeros(2, 3, 4, 4)).all()

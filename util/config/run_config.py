@@ -256,10 +256,9 @@ def _drop_other_steps(diffusion: dict[str, Any], overrides: Sequence[str]) -> No
 def _tune(task: dict[str, Any]) -> None:
     """Give the task's method, as far as it has them and nothing else is said, the TUNED params."""
     conditioning = task.get("conditioning")
-    name = conditioning.get("method") if isinstance(conditioning, dict) else None
-    if not isinstance(name, str) or name not in CONDITIONING.names():
+    if not isinstance(conditioning, dict) or conditioning.get("method") not in CONDITIONING.names():
         return  # refused when the task is parsed
-    params, keys = conditioning.get("params") or {}, CONDITIONING.keys(name)
+    params, keys = conditioning.get("params") or {}, CONDITIONING.keys(conditioning["method"])
     if isinstance(params, dict):
         given = {key: value for key, value in TUNED.items() if key in keys}
         conditioning["params"] = {**given, **params}

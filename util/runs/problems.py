@@ -90,12 +90,14 @@ class Batch:
         )
 
     def residuals(self, x: Tensor) -> list["Residual"]:
-        """How well the sampler's x [B, 3, H', W'], clamped as it is saved, fits each y."""
-        problem = self.problem
+        """How well the sampler's x [B, 3, H', W'], clamped as it is saved, fits what each y tells
+        of its image."""
+        problem, known = self.problem, self.problem.known
         with torch.no_grad():
-            difference = problem.y - problem.operator(x.clamp(-1, 1))
+            if known is None:
+                known = problem.operator.measured_values(problem.y)
+            difference = (problem.y - problem.operator(x.clamp(-1, 1))) * known
         norms = difference.flatten(1).norm(dim=1).tolist()
-        known = torch.ones_like(problem.y) if problem.known is None else problem.known
         expected = problem.noiser.expected_norm(known, y=problem.y).tolist()
         return [Residual(norm, noise or None) for norm, noise in zip(norms, expected, strict=True)]
 
@@ -110,20 +112,20 @@ class Residual:
     @property
     def misfit(self) -> str:
         """What is wrong, and what to do; "" where nothing is or no noise level is stated."""
-        if self.expected is None:
+        if not self.expected:
             return ""
         ratio = self.norm / self.expected
         told = f"residual {self.norm:.4g}, {ratio:.2g} times the stated noise's {self.expected:.4g}"
         if ratio > MISFIT_FACTOR:
             return (
-                f"{told}: the restored image does not explain the measurement; check the operator "
-                "(kernel, scale_factor, mask, border), raise noise.sigma to the true level, or "
-                "raise conditioning.params.scale"
+                f"{told}: the restored image does not explain the measurement; take more --steps, "
+                "check the operator (kernel, scale_factor, mask, border), raise noise.sigma to the "
+                "true level, or raise a guidance scale"
             )
         if ratio < 1 / MISFIT_FACTOR:
             return (
                 f"{told}: the restored image explains part of the noise; lower noise.sigma to the "
-                "true level, or lower conditioning.params.scale"
+                "true level, or lower a guidance scale"
             )
         return ""
 

@@ -15,10 +15,11 @@ from util.compute_metric import RUN_METRICS
 from util.files import read_bytes
 from util.metrics.base import get_metric
 from util.runs.manifest import read_records
-from util.runs.results import Results, Row, means_of
+from util.runs.problems import Residual
+from util.runs.results import KIND_TITLES, RESIDUALS, Results, Row, means_of
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
-_FORMATS = {"residual": "{:.3f}", "seconds": "{:.1f} s"}
+_FORMATS = {"residual": "{:.3f}", "expected_residual": "{:.3f}", "seconds": "{:.1f} s"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def final_report(results: Results, config: str, names: Sequence[str]) -> Outcome
 def report_page(title: str, rows: Sequence[Row], failed: Mapping[str, str], config: str) -> str:
     """The page for finished `rows` and `failed` (name -> reason); `config` is shown as text."""
     labelled = any(row.metrics for row in rows)
-    columns = [*(RUN_METRICS if labelled else ()), "residual", "seconds"]
+    columns = [*(RUN_METRICS if labelled else ()), *RESIDUALS, "seconds"]
     page = _TEMPLATE.read_text(encoding="utf-8")
     parts = {
         "title": html.escape(title),
@@ -77,20 +78,28 @@ def report_page(title: str, rows: Sequence[Row], failed: Mapping[str, str], conf
 
 def summary_table(rows: Sequence[Row], failed: int, seconds: float) -> str:
     """The end of a run in a few lines: counts, and mean, least and largest of every figure."""
-    columns = [c for c in (*RUN_METRICS, "residual") if any(r.value(c) is not None for r in rows)]
+    columns = [c for c in (*RUN_METRICS, *RESIDUALS) if any(r.value(c) is not None for r in rows)]
     lines = [f"{len(rows)} finished, {failed} failed, {seconds:.0f} s"]
-    if rows:
-        lines.append(f"  {'':10}{'mean':>10}{'least':>10}{'largest':>10}")
+    if len(rows) > 1:
+        lines.append(f"  {'':17}{'mean':>10}{'least':>10}{'largest':>10}")
     for column in columns:
         values = [v for r in rows if (v := r.value(column)) is not None]
         figures = (sum(values) / len(values), min(values), max(values))
-        cells = "".join(f"{f:10.3f}" for f in figures)
-        lines.append(f"  {_title(column):10}{cells}")
+        cells = "".join(f"{f:10.3f}" for f in figures[: 1 if len(rows) == 1 else 3])
+        lines.append(f"  {_title(column):17}{cells}")
     return "\n".join(lines)
 
 
+def _misfit(row: Row) -> str:
+    """A warning for the card of an image that does not fit its measurement as it should."""
+    if row.residual is None:
+        return ""
+    told = Residual(row.residual, row.expected_residual).misfit
+    return f'<p class="misfit">{html.escape(told)}</p>' if told else ""
+
+
 def _title(column: str) -> str:
-    return get_metric(column).title if column in RUN_METRICS else column
+    return get_metric(column).title if column in RUN_METRICS else column.replace("_", " ")
 
 
 def _value(row: Row, column: str) -> float | None:
@@ -111,7 +120,7 @@ def _summary(rows: Sequence[Row], failed: Mapping[str, str], columns: Sequence[s
 
 
 def _card(row: Row, columns: Sequence[str]) -> str:
-    kinds = {"input": "input", "recon": "restored"} | ({"label": "label"} if row.metrics else {})
+    kinds = {k: t for k, t in KIND_TITLES.items() if row.metrics or k != "label"}
     figures = "".join(
         f'<figure><img loading="lazy" src="{_link(kind, row.name)}" alt="{title}" '
         f'data-kind="{kind}"><figcaption>{title}</figcaption></figure>'
@@ -122,7 +131,7 @@ def _card(row: Row, columns: Sequence[str]) -> str:
     text = "".join(f"<span>{_title(c)} <b>{_format(c, v)}</b></span>" for c, v in values)
     name = html.escape(row.name)
     return (
-        f'<article data-name="{name}"{data}><h2>{name}</h2><p>{text}</p>'
+        f'<article data-name="{name}"{data}><h2>{name}</h2><p>{text}</p>{_misfit(row)}'
         f'<div class="images">{figures}</div></article>'
     )
 

@@ -378,7 +378,7 @@ class Restoration:
         self.manifest.append(self._record(name, case, metrics=metrics, files=files, **figures))
         text = [f"{get_metric(m).title} {get_metric(m).text(v)}" for m, v in metrics.items()]
         self.progress.finish(name, ", ".join([*text, f"residual {residual.norm:.3f}"]))
-        if self.dataset.measured and residual.misfit:
+        if residual.misfit:
             get_logger().warning("%s: %s", name, residual.misfit)
 
     def _fail(self, name: str, reason: str, case: Case | None = None) -> None:

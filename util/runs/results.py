@@ -33,7 +33,8 @@ _KINDS = ("input", "recon", "label", "mask")  # images of one image
 _SHEET_CELL = 512  # pixels; larger images are shrunk
 _SHEET_GAP = 8
 _SHEET_HEADER = 24
-RESIDUALS = ("residual", "expected_residual")  # where there is no label
+KIND_TITLES = {"input": "measured", "recon": "restored", "label": "original"}
+RESIDUALS = ("residual", "expected_residual")
 
 
 @dataclass(frozen=True)
@@ -171,13 +172,14 @@ class Results:
         return run_metrics(label_pixels, pixels)
 
     def save_report(self, rows: Sequence[Row]) -> None:
-        """metrics.csv, mean last, and the contact sheet of the first images."""
+        """metrics.csv, mean last, and the contact sheet of the first images; where there are
+        originals, of those that have one."""
         if not rows:
             return
         rows = sorted(rows, key=lambda row: row.name)
         labelled = [row for row in rows if row.metrics]
         known = means_of(rows)
-        columns = RUN_METRICS if labelled else [c for c in RESIDUALS if c in known]
+        columns = [c for c in (*RUN_METRICS, *RESIDUALS) if c in known]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["file", *columns])
@@ -186,7 +188,7 @@ class Results:
         writer.writerow(["mean", *(decimal(known.get(c), c) for c in columns)])
         self._write(self.root / "metrics.csv", text.getvalue().encode(errors="surrogateescape"))
         kinds = ("input", "recon", "label") if labelled else ("input", "recon")
-        titles = [{"recon": "restored"}.get(kind, kind) for kind in kinds]
+        titles = [KIND_TITLES[kind] for kind in kinds]
         paths = [[self.path(k, row.name) for k in kinds] for row in (labelled or rows)[:SHEET_ROWS]]
         self._write_image(self.root / "contact_sheet.png", np.asarray(contact_sheet(paths, titles)))
 

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.unet import UNetConfig
 from util.config.run_config import load_run_config
 from util.config.schema import parse_yaml, read_yaml

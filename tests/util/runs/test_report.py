@@ -56,7 +56,9 @@ def test_without_labels_there_is_a_residual_only():
         "input",
         "recon",
     ]
-    assert [o["value"] for o in page.attributes("option")] == ["name", "residual", "seconds"]
+    assert [o["value"] for o in page.attributes("option")] == [
+        *("name", "residual", "expected_residual", "seconds")
+    ]
 
 
 def test_summary_table():
@@ -65,4 +67,15 @@ def test_summary_table():
     assert lines[0] == "2 finished, 2 failed, 61 s"
     assert lines[2].split() == ["PSNR", "21.000", "20.000", "22.000"]
     assert lines[4].split() == ["residual", "2.000", "1.000", "3.000"]
+    single = summary_table(rows[:1], 0, 5.0).splitlines()
+    assert [line.split() for line in single[1:3]] == [["PSNR", "20.000"], ["SSIM", "0.500"]]
     assert summary_table([], 1, 0.0).splitlines() == ["0 finished, 1 failed, 0 s"]
+
+
+def test_an_image_that_does_not_fit_its_measurement_is_marked():
+    rows = [Row("good", {}, 1.0, 1.1), Row("poor", {}, 3.0, 1.0), Row("fitted", {}, 0.3, 1.0)]
+    cards = report_page("t", rows, {}, "").split("<article")[1:]
+    texts = {card.split('data-name="')[1].split('"')[0]: card for card in cards}
+    assert 'class="misfit"' not in texts["good"]
+    assert "does not explain the measurement" in texts["poor"]
+    assert "explains part of the noise" in texts["fitted"]
