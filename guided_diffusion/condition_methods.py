@@ -254,7 +254,11 @@ class ProximalSampling(ConditioningMethod):
         self._rule = _rule(self)
 
     def check(self, operator: Operator, noiser: NoiseModel) -> None:
-        if self.max_timestep is not None and not operator.measures_images:
+        c = operator.context
+        if self.max_timestep is None:
+            return
+        y = operator(torch.zeros(1, 3, c.height, c.width, dtype=c.dtype, device=c.device))
+        if self.first_guess(operator, y, 0.0) is None:
             raise UnsupportedError(
                 f"dpps: max_timestep needs a measurement that is an image, unlike "
                 f"{type(operator).__name__}'s"

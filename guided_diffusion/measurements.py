@@ -37,6 +37,7 @@ from util.randomness import ImageKey, numpy_stream
 from util.resizer import bicubic_matrix, filter_matrix
 
 _KERNEL_SUM_TOLERANCE = 1e-3
+_LUMINANCE = (0.299, 0.587, 0.114)
 KernelIs = Literal["psf", "correlation"]
 
 
@@ -317,14 +318,37 @@ class Inpainting(LinearOperator):
         return [{"mask": m[0].cpu().numpy().astype(np.uint8)} for m in self.masks]
 
 
+@OPERATORS.register("colorization")
+class Colorization(LinearOperator):
+    """The luminance, one channel: what a black-and-white photograph holds (ITU-R BT.601)."""
+
+    def __init__(self, *, context: OperatorContext) -> None:
+        super().__init__(context)
+        self._weights = context.tensor(np.array(_LUMINANCE)[:, None, None])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (self._weights * x).sum(-3, keepdim=True)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._weights * y
+
+    def initial(self, y: Tensor) -> Tensor:
+        return y.expand(*y.shape[:-3], 3, *y.shape[-2:])
+
+    def classical(self, y: Tensor) -> Tensor:
+        """Grey."""
+        return self.initial(y)
+
+    def from_picture(self, picture: Tensor) -> Tensor:
+        return self(picture)
+
+
 @OPERATORS.register("phase_retrieval")
 class PhaseRetrieval(Operator):
     """Magnitude of the centred orthonormal FFT of the image in a frame of zeros.
 
     The frame on each side is oversample / 8 of the image's side.
     """
-
-    measures_images = False
 
     def __init__(self, oversample: float = 2.0, *, context: OperatorContext) -> None:
         super().__init__(context)

@@ -5,6 +5,7 @@ The operators themselves are in measurements.py.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,16 +31,21 @@ class OperatorContext:
     mask: MaskConfig | None = None  # the task's mask_opt
     # Options file -> network, for an operator that is one (nonlinear_blur)
     load_network: Callable[[str], nn.Module] | None = None
+    # (a section `operator` of a config, context) -> that operator, for one that has parts (chain)
+    build_part: Callable[[Any, "OperatorContext"], "Operator"] | None = None
 
     def tensor(self, array: np.ndarray) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(array), dtype=self.dtype, device=self.device)
 
 
 class Operator:
-    """A differentiable measurement operator A."""
+    """A differentiable measurement operator A.
+
+    All that one has to define is `__call__`: for images x [..., 3, H, W], measurements [..., *] of
+    any shape, real numbers (complex ones as pairs), each from its own image alone.
+    """
 
     linear = False
-    measures_images = True  # whether y is an image that sampling can start from
 
     def __init__(self, context: OperatorContext) -> None:
         self.context = context
@@ -70,7 +76,12 @@ class Operator:
 
     def initial(self, y: Tensor) -> Tensor | None:
         """An image [B, 3, H, W] to start the aligned initialisation from; None: there is none."""
-        return y
+        c = self.context
+        return y if y.shape[1:] == (3, c.height, c.width) else None
+
+    def from_picture(self, picture: Tensor) -> Tensor:
+        """The measurement that a picture file [3, h, w] holds."""
+        return picture
 
     def classical(self, y: Tensor) -> Tensor | None:
         """The image [B, 3, H, W] that the usual method without a learned prior restores from y;
@@ -98,8 +109,17 @@ class Operator:
         raise NotImplementedError
 
     def view(self, y: Tensor) -> Tensor:
-        """Measurements [B, ...] as images in [-1, 1] to look at."""
-        return y
+        """Measurements [B, ...] as images [B, 3, h, w] in [-1, 1] to look at. What is no image
+        becomes a grey chart of its values, in rows, each measurement stretched to the range."""
+        if y.ndim == 4 and y.shape[1] in (1, 3):
+            return y.expand(-1, 3, -1, -1)
+        flat = y.flatten(1)
+        low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+        flat = 2 * (flat - low) / (high - low).clamp(min=1e-12) - 1
+        width = y.shape[-1] if y.ndim > 2 else max(1, round(flat.shape[1] ** 0.5))
+        rows = -(-flat.shape[1] // width)
+        padded = torch.nn.functional.pad(flat, (0, rows * width - flat.shape[1]), value=-1.0)
+        return padded.view(-1, 1, rows, width).expand(-1, 3, -1, -1)
 
     def saved(self) -> dict[str, np.ndarray]:
         """Arrays of the run (kernel) to keep beside the results, by file name stem."""

@@ -61,6 +61,19 @@ def add_set(arguments: _Arguments, where: str = "") -> None:
     )
 
 
+def add_plugin(arguments: _Arguments) -> None:
+    """--plugin, as `plugins`, for load_plugins."""
+    arguments.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        dest="plugins",
+        help="run a Python file that registers an operator, a method, a noise or a metric of your "
+        "own; repeatable",
+    )
+
+
 def add_device(arguments: _Arguments, what: str = "") -> None:
     """--device, the text that resolve_device reads."""
     arguments.add_argument(

@@ -31,12 +31,13 @@ from pathlib import Path
 import numpy as np
 
 from data.dataloader import find_images, output_name, read_image
-from util.cli import add_device, command_parser, report_errors, resolve_device
+from util.cli import add_device, add_plugin, command_parser, report_errors, resolve_device
 from util.errors import UserError
 from util.files import shown
 from util.logger import get_logger
 from util.metrics.base import MetricOptions, get_metric, metric_names, run_metric_names
 from util.metrics.perceptual import add_metric_options, parse_options
+from util.plugins import load_plugins
 from util.statistics import Mean, mean_and_error
 
 RUN_METRICS = tuple(run_metric_names())
@@ -229,11 +230,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--metrics",
         nargs="+",
-        choices=metric_names(),
+        metavar="NAME",
         default=list(RUN_METRICS),
-        help="what to compute",
+        help=f"what to compute: {', '.join(metric_names())}",
     )
     add_metric_options(parser)
+    add_plugin(parser)
     add_device(parser, "where LPIPS and FID run: ")
     add("--csv", metavar="FILE", help="where to write the table (default: beside --recon)")
     add("--json", metavar="FILE", help="where to write it as JSON (default: beside --recon)")
@@ -243,6 +245,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 @report_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    load_plugins(args.plugins)
+    for metric in args.metrics:
+        get_metric(metric, "--metrics")
     options = parse_options(args, resolve_device(args.device))
     matched = match_folders(args.label, args.recon)
     _report_unmatched(matched)

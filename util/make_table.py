@@ -37,11 +37,12 @@ from PIL import Image
 
 from guided_diffusion.precision import PRECISIONS
 from util.atomic import save_atomically
-from util.cli import add_device, add_set, command_parser, report_errors, resolve_device
+from util.cli import add_device, add_plugin, add_set, command_parser, report_errors, resolve_device
 from util.errors import UserError
 from util.logger import get_logger
 from util.metrics.base import metric_names
 from util.metrics.perceptual import add_metric_options, parse_options
+from util.plugins import load_plugins
 from util.tables.cells import Runner
 from util.tables.figure import figure
 from util.tables.measure import Scorer, TableResult, run_table
@@ -67,10 +68,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--metrics",
         nargs="+",
-        choices=metric_names(),
-        help="what is scored, instead of the table's",
+        metavar="NAME",
+        help=f"what is scored, instead of the table's: {', '.join(metric_names())}",
     )
     add_metric_options(parser)
+    add("--steps", type=int, metavar="N", help="of every row: diffusion.num_steps")
+    add_plugin(parser)
     add("--dry_run", action="store_true", help="restore nothing, show what --cache holds")
     add_device(parser)
     add_set(parser, " in every cell")
@@ -78,7 +81,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def load_table(path: str, args: argparse.Namespace) -> TableSpec:
-    """The table config with the command line's changes."""
+    """The table config with the command line's changes; plug-ins come before."""
+    load_plugins(args.plugins)
     spec = load_spec(path)
     changes = {
         name: getattr(args, name)
@@ -92,7 +96,9 @@ def load_table(path: str, args: argparse.Namespace) -> TableSpec:
             raise UserError(
                 f"--set {override}: the rows of a table decide methods and parameters; edit {path}"
             )
-    changes["set"] = [*spec.set, *args.overrides]
+    steps = [] if args.steps is None else [f"diffusion.num_steps={args.steps}"]
+    kept = [o for o in spec.set if not steps or not o.startswith("diffusion.timestep_respacing")]
+    changes["set"] = [*kept, *steps, *args.overrides]
     spec = dataclasses.replace(spec, **changes)
     check_spec(spec, path)
     return spec

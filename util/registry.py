@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
 from util.errors import UserError
 
@@ -39,6 +39,8 @@ class ConfigKey:
 class Registry(Generic[T]):
     """Components of one `kind` ("operator", "noise", ...) by the name used in configs."""
 
+    entries: ClassVar[int] = 0  # of all registries together
+
     kind: str
     provided: frozenset[str] = frozenset()
     _entries: dict[str, Callable[..., T]] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class Registry(Generic[T]):
 
         def decorate(entry: Callable[..., T]) -> Callable[..., T]:
             self._entries[name] = entry
+            Registry.entries += 1
             return entry
 
         return decorate

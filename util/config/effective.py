@@ -11,7 +11,7 @@ from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.measurements import OPERATORS
 from guided_diffusion.noise_models import NOISES
 from guided_diffusion.unet import UNetConfig
-from util.config.run_config import DiffusionConfig, RunConfig
+from util.config.run_config import DiffusionConfig, RunConfig, parse_named
 from util.config.schema import Component, dataclass_keys
 from util.hashing import path_mark
 from util.registry import ConfigKey, Registry
@@ -101,7 +101,11 @@ def _mask(mask: MaskConfig) -> dict[str, Any]:
 
 
 def _component(registry: Registry[Any], component: Component) -> dict[str, Any]:
-    return {"name": component.name, **_params(registry, component)}
+    settings = {"name": component.name, **_params(registry, component)}
+    if component.name == "chain":
+        parts = [parse_named(registry, part, "parts") for part in settings["parts"]]
+        settings["parts"] = [_component(registry, part) for part in parts]
+    return settings
 
 
 def _params(registry: Registry[Any], component: Component) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import guided_diffusion.peer_methods  # noqa: F401 (registers its methods)
 from data.dataloader import DATASETS
 from data.masks import MaskConfig
 from guided_diffusion.condition_methods import CONDITIONING
@@ -29,6 +28,9 @@ from util.config.schema import (
 )
 from util.config.shipped import config_path, find_config
 from util.errors import UserError
+from util.plugins import import_all
+
+import_all("guided_diffusion")
 
 
 @dataclass(frozen=True)
@@ -313,7 +315,7 @@ def _parse_task(raw: dict[str, Any], where: str) -> TaskConfig:
         task["measurement"], f"{where}: measurement", {"operator", "noise"}, {"mask_opt"}
     )
     mask = measurement.get("mask_opt")
-    noise = _named(NOISES, measurement["noise"], f"{where}: measurement.noise")
+    noise = parse_named(NOISES, measurement["noise"], f"{where}: measurement.noise")
     sigma = noise.params.get("sigma")
     if isinstance(sigma, float) and sigma > _LARGEST_SIGMA:
         raise UserError(
@@ -327,14 +329,14 @@ def _parse_task(raw: dict[str, Any], where: str) -> TaskConfig:
             conditioning.get("params"),
             f"{where}: conditioning.params",
         ),
-        _named(DATASETS, task["data"], f"{where}: data"),
-        _named(OPERATORS, measurement["operator"], f"{where}: measurement.operator"),
+        parse_named(DATASETS, task["data"], f"{where}: data"),
+        parse_named(OPERATORS, measurement["operator"], f"{where}: measurement.operator"),
         noise,
         None if mask is None else parse_dataclass(MaskConfig, mask, f"{where}: mask_opt"),
     )
 
 
-def _named(registry: Any, raw: Any, where: str) -> Component:
+def parse_named(registry: Any, raw: Any, where: str) -> Component:
     """A section whose `name` chooses the component and whose other keys are its settings."""
     section = _section(raw, where, {"name"}, None)
     rest = {k: v for k, v in section.items() if k != "name"}

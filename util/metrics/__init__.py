@@ -4,8 +4,6 @@ They are known by name to compute_metric and to tables; those with `of_runs` als
 metrics.csv and report.html of every run.
 """
 
-import importlib
-import pkgutil
+from util.plugins import import_all
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+import_all(__name__)

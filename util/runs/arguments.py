@@ -5,10 +5,11 @@ import json
 import os
 
 from guided_diffusion.precision import PRECISIONS
-from util.cli import add_set, command_parser
+from util.cli import add_plugin, add_set, command_parser
 from util.config.run_config import RunConfig, load_run_config
 from util.config.shipped import find_config, shipped
 from util.errors import UserError
+from util.plugins import load_plugins
 
 
 def parse_args(argv: list[str] | None, text: str) -> argparse.Namespace:
@@ -60,6 +61,7 @@ def _add_config(group: argparse._ArgumentGroup) -> None:
         "guidance follow by themselves (diffusion.num_steps)",
     )
     add_set(group)
+    add_plugin(group)
     add("--seed", type=int, default=0, help="seed of all random numbers")
     add(
         "--measurement_seed",
@@ -164,7 +166,8 @@ def _batch_size(text: str) -> int | None:
 
 
 def load_config(args: argparse.Namespace) -> RunConfig:
-    """The three configs with --set and the shorthands for config keys."""
+    """The three configs with --set and the shorthands for config keys; plug-ins come before."""
+    load_plugins(args.plugins)
     if args.data_root is not None and args.measurements is not None:
         raise UserError("--data_root holds clean images, --measurements degraded ones; give one")
     given = {

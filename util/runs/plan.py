@@ -11,6 +11,7 @@ from util.config.run_config import RunConfig
 from util.errors import UserError
 from util.hashing import array_mark, path_mark, settings_hash
 from util.logger import get_logger
+from util.plugins import plugin_marks
 from util.runs.manifest import (
     Manifest,
     Record,
@@ -54,6 +55,7 @@ def result_settings(
         "precision": precision,
         "grey": settings.grey,
         **({"output_depth": settings.output_depth} if settings.output_depth != 8 else {}),
+        **({"plugins": marks} if (marks := plugin_marks()) else {}),
         "model": {**model, "checkpoint": path_mark(config.model.model_path)},
         "diffusion": effective["diffusion"],
         "task": {

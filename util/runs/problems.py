@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data.dataloader import Dataset, Photograph, output_name
 from data.masks import MaskConfig
+from guided_diffusion.check_operator import check_operator
 from guided_diffusion.framing import Frame, FramedOperator, cut_border
 from guided_diffusion.measurements import OPERATORS, Inpainting, Operator, OperatorContext
 from guided_diffusion.noise_models import NOISES, Clean, NoiseModel
@@ -22,7 +23,7 @@ from guided_diffusion.problem import Problem, WholeImage
 from guided_diffusion.sampling import Prior
 from guided_diffusion.tiling import TiledModel, Tiling, WindowExtent, distance_factor
 from models.kernel_wizard import load_kernel_wizard
-from util.config.run_config import RunConfig
+from util.config.run_config import RunConfig, parse_named
 from util.errors import UserError
 from util.logger import get_logger
 from util.randomness import ImageKey
@@ -135,6 +136,11 @@ def _is_constant(values: Tensor) -> bool:
     return bool((values == values[:, :1]).all()) if values.numel() else True
 
 
+def _build_part(section: Any, context: OperatorContext) -> Operator:
+    part = parse_named(OPERATORS, section, "measurement.operator: parts")
+    return part.build(OPERATORS, context=context)
+
+
 class ProblemBuilder:
     """Measures the images of `dataset` and poses them as problems.
 
@@ -172,6 +178,7 @@ class ProblemBuilder:
             seed=self.seed,
             mask=self.config.task.mask_opt,
             load_network=load_kernel_wizard,
+            build_part=_build_part,
         )
         operator = self.config.task.operator.build(OPERATORS, context=context)
         self._in_use[height, width] = operator
@@ -181,9 +188,17 @@ class ProblemBuilder:
         task, fit, operator = self.config.task, self.dataset.fit, self.probe
         masks = task.mask_opt.folder if task.mask_opt else None
         unstated = task.mask_opt is None and not self.dataset.measured
+        bound = operator
         if unstated or (fit in ("crop", "resize") and masks is None):
             # No mask_opt, or one that fits no image of the model's size, is found here.
-            operator.bind([ImageKey(self.seed, "")])
+            bound = operator.bind([ImageKey(self.seed, "")])
+        if bound is not operator or type(operator).bind is Operator.bind:
+            check_operator(bound, task.operator.name)
+        if fit in ("pad", "tile") and not self._lies_beside(operator):
+            raise UserError(
+                f"{task.operator.name}: its measurements are no pictures that could be laid beside "
+                "windows or cut; use data.fit crop or resize"
+            )
         if not operator.linear and (fit in ("pad", "tile") or self.dataset.measured):
             raise UserError(
                 f"{task.operator.name}: works on images of the model's size that are measured "
@@ -198,6 +213,14 @@ class ProblemBuilder:
             "the files are measurements; noise.sigma %s (on the range [-1, 1]) is taken as stated",
             getattr(self.noiser, "sigma", "not given"),
         )
+
+    @staticmethod
+    def _lies_beside(operator: Operator) -> bool:
+        """Whether its measurements are pictures [B, C, h, w]; those by masks are."""
+        if type(operator).bind is not Operator.bind:
+            return True
+        c = operator.context
+        return operator(torch.zeros(1, 3, c.height, c.width, device=c.device)).ndim == 4
 
     def measure(self, name: str, photograph: Photograph) -> Case:
         """The image called `name` as the data set gave it, measured unless it is a measurement;
@@ -230,7 +253,7 @@ class ProblemBuilder:
         return operator.masks[0] > 0 if kept else None
 
     def _measured(self, key: ImageKey, photograph: Photograph) -> Case:
-        y = photograph.image.to(self.device)
+        y = self.probe.from_picture(photograph.image.to(self.device))
         factor = getattr(self.probe, "scale_factor", 1)
         operator = self.operator(*(side * factor for side in y.shape[-2:]))
         known = None

@@ -16,6 +16,7 @@ from util.config.shipped import config_path, find_config
 from util.errors import UserError
 from util.hashing import file_hash, settings_hash
 from util.metrics.base import get_metric
+from util.plugins import plugin_marks
 from util.tables.baselines import BASELINES
 
 
@@ -150,6 +151,7 @@ class Cell:
         The folder of the photographs counts: equal names in two are not the same photographs.
         """
         effective = effective_settings(self.config)
+        effective |= {"plugins": marks} if (marks := plugin_marks()) else {}
         if self.row.method:
             effective["weights"] = _weights(self.config.model.model_path)
             if self.precision is not None:

@@ -1,0 +1,129 @@
+"""Operators made of others: A = A_n ... A_2 A_1."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guided_diffusion.operator_base import (
+    OPERATORS,
+    LinearOperator,
+    Operator,
+    OperatorContext,
+)
+from util.errors import UserError
+from util.randomness import ImageKey
+
+
+class _Chain(Operator):
+    """The parts one after the other, each on what the one before it measures."""
+
+    parts: Sequence[Any]
+
+    @property
+    def title(self) -> str:
+        return " + ".join(part.title for part in self.parts)
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels of the image along one pixel of the measurement."""
+        factors = [getattr(part, "scale_factor", 1) for part in self.parts]
+        return int(np.prod(factors))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return reduce(lambda z, part: part(z), self.parts, x)
+
+    def bind(self, keys: Sequence[ImageKey]) -> Operator:
+        bound = [part.bind(keys) for part in self.parts]
+        same = all(a is b for a, b in zip(bound, self.parts, strict=True))
+        return self if same else _chained(bound, self.context)
+
+    def join(self, others: Sequence[Any]) -> Operator:
+        if all(other is self for other in others):
+            return self
+        rest = zip(*(other.parts for other in others), strict=True)
+        joined = [part.join(list(o)) for part, o in zip(self.parts, rest, strict=True)]
+        return _chained(joined, self.context)
+
+    def initial(self, y: Tensor) -> Tensor | None:
+        for part in reversed(self.parts):
+            enlarged = part.initial(y)
+            if enlarged is None:
+                return None
+            y = enlarged
+        return y
+
+    def from_picture(self, picture: Tensor) -> Tensor:
+        return self.parts[-1].from_picture(picture)
+
+    def view(self, y: Tensor) -> Tensor:
+        return self.parts[-1].view(y)
+
+    def saved(self) -> dict[str, np.ndarray]:
+        return {
+            f"{stem}_{i}": array
+            for i, part in enumerate(self.parts, 1)
+            for stem, array in part.saved().items()
+        }
+
+    def saved_per_image(self) -> list[dict[str, np.ndarray]]:
+        found = [part.saved_per_image() for part in self.parts]
+        return next((arrays for arrays in found if arrays), [])
+
+
+class Chain(_Chain):
+    """Parts of which one at least is not linear."""
+
+    def __init__(self, parts: Sequence[Operator], context: OperatorContext) -> None:
+        super().__init__(context)
+        self.parts = parts
+
+
+class LinearChain(_Chain, LinearOperator):
+    """Linear parts."""
+
+    def __init__(self, parts: Sequence[LinearOperator], context: OperatorContext) -> None:
+        super().__init__(context)
+        self.parts = parts
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return reduce(lambda z, part: part.adjoint(z), reversed(self.parts), y)
+
+
+def _chained(parts: Sequence[Any], context: OperatorContext) -> Operator:
+    kind: Any = LinearChain if all(part.linear for part in parts) else Chain
+    return kind(parts, context)
+
+
+@OPERATORS.register("chain")
+def chain(parts: list[dict[str, Any]], *, context: OperatorContext) -> Operator:
+    """Several operators, the first one nearest to the image.
+
+    parts: sections like `operator` itself, each with a name and its keys
+    """
+    if len(parts) < 2:
+        raise UserError("chain: parts: at least two operators are needed")
+    if context.build_part is None:
+        raise UserError("chain: needs the operators of its parts (OperatorContext.build_part)")
+    built: list[Operator] = []
+    size = (context.height, context.width)
+    for part in parts:
+        if built and built[-1].bind([ImageKey(0, "")]) is not built[-1]:
+            raise UserError(
+                f"chain: {built[-1].title} differs from image to image; it must be the last part"
+            )
+        built.append(context.build_part(part, replace(context, height=size[0], width=size[1])))
+        if len(built) == len(parts):
+            break
+        empty = torch.zeros(1, 3, *size, dtype=context.dtype, device=context.device)
+        shape = built[-1](empty).shape
+        if len(shape) != 4 or shape[1] != 3:
+            raise UserError(
+                f"chain: {built[-1].title} does not measure colour images; it must be the last part"
+            )
+        size = (shape[2], shape[3])
+    return _chained(built, context)

@@ -1,0 +1,51 @@
+"""Components from elsewhere: the modules of a package, and files that a command line names."""
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from util.errors import UserError
+from util.files import shown
+from util.hashing import file_hash
+from util.registry import Registry
+
+_loaded: dict[Path, str] = {}  # plug-in files and the hashes of what they held
+
+
+def import_all(package: str) -> None:
+    """Import every module of `package`, so that what they register is known."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+
+
+def load_plugins(files: Sequence[str]) -> None:
+    """Run these Python files, each of which registers operators, methods, noises, guidance rules,
+    metrics or the like; UserError for one that cannot be run or registers nothing."""
+    for file in files:
+        path = Path(file).resolve()
+        if path in _loaded:
+            continue
+        at = f"--plugin {shown(file)}"
+        if path.suffix != ".py" or not path.is_file():
+            raise UserError(f"{at}: expected a Python file, FILE.py, that is there")
+        before = Registry.entries
+        spec = importlib.util.spec_from_file_location(f"dpps_plugin_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise UserError(f"{at}: cannot be read as a Python file")
+        try:
+            spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{at}: {type(error).__name__}: {error}") from error
+        if Registry.entries == before:
+            raise UserError(
+                f'{at}: registers nothing; put @OPERATORS.register("name") or the like before what '
+                "it defines"
+            )
+        _loaded[path] = file_hash(path)
+
+
+def plugin_marks() -> list[str]:
+    """Hashes of the plug-ins that were loaded: results depend on what they do."""
+    return sorted(_loaded.values())
