@@ -99,6 +99,12 @@ def _chained(parts: Sequence[Any], context: OperatorContext) -> Operator:
     return kind(parts, context)
 
 
+def _differs_by_image(operator: Operator) -> bool:
+    if isinstance(operator, _Chain):
+        return any(_differs_by_image(part) for part in operator.parts)
+    return type(operator).bind is not Operator.bind
+
+
 @OPERATORS.register("chain")
 def chain(parts: list[dict[str, Any]], *, context: OperatorContext) -> Operator:
     """Several operators, the first one nearest to the image.
@@ -112,13 +118,13 @@ def chain(parts: list[dict[str, Any]], *, context: OperatorContext) -> Operator:
     built: list[Operator] = []
     size = (context.height, context.width)
     for part in parts:
-        if built and built[-1].bind([ImageKey(0, "")]) is not built[-1]:
-            raise UserError(
-                f"chain: {built[-1].title} differs from image to image; it must be the last part"
-            )
         built.append(context.build_part(part, replace(context, height=size[0], width=size[1])))
         if len(built) == len(parts):
             break
+        if _differs_by_image(built[-1]):
+            raise UserError(
+                f"chain: {built[-1].title} differs from image to image; it must be the last part"
+            )
         empty = torch.zeros(1, 3, *size, dtype=context.dtype, device=context.device)
         shape = built[-1](empty).shape
         if len(shape) != 4 or shape[1] != 3:
