@@ -1,9 +1,7 @@
 """Priors from config files, and restoring with them from Python.
 
 from models.prior import load_prior, restore
-prior = load_prior(
-    "configs/demo_model_config.yaml", "configs/demo_diffusion_config.yaml", operator="gaussian_blur"
-)
+prior = load_prior("configs/demo_model_config.yaml", "configs/demo_diffusion_config.yaml")
 operator = GaussianBlur(61, 3.0, context=OperatorContext(256, 256))
 images = restore(y, operator, prior)
 """
@@ -27,6 +25,7 @@ from util.config.run_config import (
     ModelConfig,
     load_diffusion_config,
     load_model_config,
+    tuned,
 )
 from util.config.schema import parse_component
 from util.errors import UserError
@@ -43,7 +42,7 @@ def load_prior(
 ) -> Prior:
     """The prior that two config files describe, its weights on `device`.
 
-    operator: name of the operator whose guidance in the diffusion config, if there is one, gives
+    operator: name of the operator whose `guidance` in the diffusion config, if there is any, gives
       the steps and params
     """
     diffusion = load_diffusion_config(diffusion_config)
@@ -108,7 +107,8 @@ def restore(
     y: measurements [B, ...] of images in [-1, 1], on the prior's device
     operator: the A of y = A(x), bound to these images where it holds masks
     method, params: conditioning method and its parameters, as in a task config; params default to
-      the prior's for dpps, and to the method's defaults for others
+      the prior's for dpps, and to the method's defaults for others; with the prior's num_steps, to
+      guidance that needs no scale
     noiser: noise model, which decides the distance (default: Gaussian)
     seed, names: what an image draws depends on (seed, its name) alone; names default to "0", "1"
     noise: another source of all random numbers
@@ -121,6 +121,8 @@ def restore(
     """
     if params is None and method == "dpps":
         params = prior.params
+    if prior.num_steps is not None and method in CONDITIONING.names():
+        params = tuned(method, params or {})
     component = parse_component(CONDITIONING, method, params, "conditioning.params")
     chosen = component.build(CONDITIONING)
     noiser = GaussianNoise() if noiser is None else noiser

@@ -35,6 +35,8 @@ def images(tmp_path):
     ("file", "override"),
     [
         ("operator", "task.measurement.operator={name: interlaced, first: 1}"),
+        ("compressed", "task.measurement.operator={name: fourier, share: 0.3}"),
+        ("compressed", "task.measurement.operator={name: projections, share: 0.3}"),
         ("noise", "task.measurement.noise={name: salt_and_pepper, share: 0.2}"),
         ("method", "task.conditioning={method: pull, params: {weight: 0.5, init: inverse}}"),
         ("rule", "task.conditioning.params.guidance_rule=squared"),

@@ -73,7 +73,7 @@ def test_python_example(monkeypatch):
     exec(compile(block, "README.md", "exec"), {})
     ((y, _, prior),) = seen
     assert y.shape == (1, 3, 256, 256)
-    assert prior.params
+    assert prior.num_steps == 25
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -1,7 +1,7 @@
 """The three config files of a run as typed objects, and how they are combined."""
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,15 @@ class ModelConfig:
     model_path: str
 
 
-# Parameters that conditioning methods have with num_steps, where a task config does not say more.
-TUNED = {"guidance_rule": "line_search", "init": "inverse"}
+# Parameters that conditioning methods have with num_steps, where nothing else is said.
+_TUNED = {"guidance_rule": "line_search", "init": "inverse"}
+
+
+def tuned(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` of the method for a given number of steps: with guidance that needs no scale, and
+    from an inverse of the measurement, as far as it has these and `params` do not say more."""
+    keys = CONDITIONING.keys(method)
+    return {**{key: value for key, value in _TUNED.items() if key in keys}, **params}
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,6 @@ class DiffusionConfig:
 
     def guided(self, operator: str) -> tuple["DiffusionConfig", dict[str, Any]]:
         """The config and the conditioning.params of a dpps task with this operator."""
-        if self.num_steps is not None:
-            return self, dict(TUNED)
         params = dict(self.guidance.get(operator, {}))
         respacing = params.pop("timestep_respacing", self.timestep_respacing)
         return replace(self, timestep_respacing=respacing), params
@@ -132,11 +137,11 @@ def load_run_config(
     wanted = copy.deepcopy(raw)
     apply_overrides(wanted, overrides)
     _drop_params_of_another_method(raw["task"], wanted["task"])
-    tuned = wanted["diffusion"].get("num_steps") is not None
-    if not tuned and _applies(wanted["diffusion"], wanted["task"]):
+    few = wanted["diffusion"].get("num_steps") is not None
+    if not few and _applies(wanted["diffusion"], wanted["task"]):
         _guide(raw, wanted)
     apply_overrides(raw, overrides)
-    if tuned:
+    if few:
         _tune(raw["task"])
     config = RunConfig(
         _parse_model(raw["model"], str(model_path)),
@@ -256,14 +261,13 @@ def _drop_other_steps(diffusion: dict[str, Any], overrides: Sequence[str]) -> No
 
 
 def _tune(task: dict[str, Any]) -> None:
-    """Give the task's method, as far as it has them and nothing else is said, the TUNED params."""
+    """Give the task's method its `tuned` params."""
     conditioning = task.get("conditioning")
     if not isinstance(conditioning, dict) or conditioning.get("method") not in CONDITIONING.names():
         return  # refused when the task is parsed
-    params, keys = conditioning.get("params") or {}, CONDITIONING.keys(conditioning["method"])
+    params = conditioning.get("params") or {}
     if isinstance(params, dict):
-        given = {key: value for key, value in TUNED.items() if key in keys}
-        conditioning["params"] = {**given, **params}
+        conditioning["params"] = tuned(conditioning["method"], params)
 
 
 def _drop_params_of_another_method(task: dict[str, Any], wanted: dict[str, Any]) -> None:

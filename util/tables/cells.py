@@ -137,7 +137,8 @@ class Runner:
                 source = sources.mark(name)
                 case = builder.measure(name, dataset.read(name))
                 started = time.perf_counter()
-                image = method(case.y[None], case.operator)[0]
+                y = case.y[None]
+                image = method(y, case.operator, builder.noiser.equivalent_sigma(y))[0]
                 seconds = time.perf_counter() - started
                 metrics = results.save_restored(case.output, case.label, image)
             except OutputError:

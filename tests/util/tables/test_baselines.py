@@ -51,8 +51,8 @@ def test_classical_beats_the_measurement(operator, gain):
     def quality(image):
         return -10 * ((image - x) ** 2 / 4).mean((1, 2, 3)).log10()
 
-    plain = BASELINES.get("measurement")(y, bound)
-    restored = BASELINES.get("classical")(y, bound)
+    plain = BASELINES.get("measurement")(y, bound, 0.01)
+    restored = BASELINES.get("classical")(y, bound, 0.01)
     assert restored.shape == plain.shape == x.shape
     assert (quality(restored) - quality(plain)).mean() > gain
 
@@ -60,7 +60,7 @@ def test_classical_beats_the_measurement(operator, gain):
 def test_inpainting_keeps_what_is_known_and_interpolates_lines_exactly():
     ramp = torch.linspace(-1, 1, SIZE).expand(1, 3, SIZE, SIZE)
     operator = Inpainting(context=CONTEXT).bind(KEYS[:1])
-    restored = BASELINES.get("classical")(operator(ramp), operator)
+    restored = BASELINES.get("classical")(operator(ramp), operator, 0.01)
     inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))
     np.testing.assert_allclose(restored[inner], ramp[inner], atol=1e-5)
 
@@ -72,7 +72,7 @@ def test_more_noise_is_regularised_more():
     assert (careful - x).norm() < 0.85 * (careless - x).norm()
 
 
-@pytest.mark.parametrize(("border", "error"), [(0, 0.5), (6, 0.55)])
+@pytest.mark.parametrize(("border", "error"), [(0, 0.5), (6, 0.6)])
 def test_the_inverse_inside_a_frame(border, error):
     frame = Frame(SIZE, SIZE, SIZE + 16, SIZE + 8)
     x, _, operator = measured(MotionBlur(15, 0.5, context=CONTEXT))
@@ -86,6 +86,6 @@ def test_the_inverse_inside_a_frame(border, error):
 def test_where_there_is_no_baseline():
     operator = PhaseRetrieval(context=CONTEXT)
     with pytest.raises(UnsupportedError, match="not an image"):
-        BASELINES.get("measurement")(torch.zeros(1, 3, 96, 96), operator)
+        BASELINES.get("measurement")(torch.zeros(1, 3, 96, 96), operator, 0.01)
     with pytest.raises(UnsupportedError, match="no classical"):
-        BASELINES.get("classical")(torch.zeros(1, 3, SIZE, SIZE), Denoising(context=CONTEXT))
+        BASELINES.get("classical")(torch.zeros(1, 3, SIZE, SIZE), Denoising(context=CONTEXT), 0.01)
