@@ -76,8 +76,10 @@ class LineSearch(GuidanceRule):
     """Pseudoinverse guidance with an exact line search: no scale, for any operator and noise.
 
     The direction is that of PiGDM (Song et al. 2023, ICLR, eq. 7): g = J^T w with
-    w = A^T (r^2 A A^T + S)^-1 (y - A x0_hat), r^2 = 1 - acp, S the covariance of the noise and J
-    the derivative of x0_hat by x_t. Its length is the one that minimises
+    w = A^T (r^2 A A^T + S)^-1 e, e = y - A x0_hat, S the covariance of the noise and J the
+    derivative of x0_hat by x_t. r^2, the variance of the image about x0_hat, is PiGDM's 1 - acp or,
+    where the measurement shows that the prior is further off, what it shows: the r^2 for which
+    e^T S^-1 e = r^2 tr(A^T S^-1 A) + (number of values), its mean, is met. Its length is the one that minimises
     (y - A x)^T S^-1 (y - A x) + (x - x0_hat)^T C^-1 (x - x0_hat) over x = x0_hat + alpha g, with
     C = r^2 / sqrt(acp) J the prior's covariance given x_t, by Tweedie's formula (Boys et al. 2024,
     arXiv 2310.06721), for which g^T C^-1 g = sqrt(acp) / r^2 <w, g>. The sampler's transition then
@@ -89,27 +91,44 @@ class LineSearch(GuidanceRule):
 
     def __call__(self, prior, move, x_t, t, problem):
         acp = problem.diffusion.alphas_cumprod[t]
-        r2, variance, extent = 1 - acp, problem.variance, problem.extent
+        variance, extent = problem.variance, problem.extent
         x0_hat = prior.x0_hat.detach()
         A = problem.operator.linearised(x0_hat)
         with torch.no_grad():
             measured = problem.operator(x0_hat)
             distances = extent.distances(problem.noiser, problem.y, measured)
             e = problem.y - measured
+            r2 = self._prior_variance(A, e, 1 - acp, problem)
             w = self._direction(A, e, r2, variance)
         g = torch.autograd.grad(prior.x0_hat, x_t, w)[0]
         with torch.no_grad():
             v = A(g)
             gain = extent.measured_sums(e * v / variance)
             curvature = extent.measured_sums(v * v / variance)
-            curvature = curvature + sqrt(acp) / r2 * extent.image_sums(w * g)
+            curvature = curvature + sqrt(acp) * extent.image_sums(w * g / r2)
             useful = (gain > 0) & (curvature > 0)
             alpha = torch.where(useful, gain / curvature.where(useful, 1.0), 0.0)
             shift = extent.blend(alpha) * g
             return Guidance(move.per_x0 * shift, x0_hat + shift, distances)
 
+    def _prior_variance(
+        self, A: LinearOperator | Linearised, e: Tensor, least: float, problem: Problem
+    ) -> Tensor:
+        """r^2 of each image, [B, 1, 1, 1], at least `least`. The trace is estimated with one random
+        image (Hutchinson 1990), the same at every step."""
+        generator = torch.Generator().manual_seed(0)
+        z = torch.randn(1, *problem.image_shape, generator=generator).to(e)
+        seen = A(z.expand(len(e), -1, -1, -1))
+        known = problem.operator.measured_values(e) if problem.known is None else problem.known
+        gap, count = e * known / problem.variance**0.5, known.flatten(1).sum(1)
+        # What two standard deviations of chi^2 allow may be the noise alone.
+        excess = gap.square().flatten(1).sum(1) - count - 2 * (2 * count).sqrt()
+        trace = (seen.square() / problem.variance).flatten(1).sum(1)
+        found = excess / trace.clamp(min=torch.finfo(e.dtype).tiny)
+        return found.clamp(min=least).view(-1, 1, 1, 1)
+
     def _direction(
-        self, A: LinearOperator | Linearised, e: Tensor, r2: float, variance: float | Tensor
+        self, A: LinearOperator | Linearised, e: Tensor, r2: Tensor, variance: float | Tensor
     ) -> Tensor:
         """A^T (r^2 A A^T + S)^-1 e, [B, 3, H, W]."""
         spectrum = A.spectrum(0.0) if isinstance(A, LinearOperator) else None
@@ -117,8 +136,10 @@ class LineSearch(GuidanceRule):
             s = spectrum.values
             return spectrum.image(s / (r2 * s**2 + variance) * spectrum.measured(e))
 
+        weight = r2.view(-1, *[1] * (e.ndim - 1))
+
         def system(u: Tensor) -> Tensor:
-            return r2 * A(A.adjoint(u)) + variance * u
+            return weight * A(A.adjoint(u)) + variance * u
 
         solved = conjugate_gradients(system, e, torch.zeros_like(e), self._ITERATIONS)
         return A.adjoint(solved)

@@ -77,17 +77,18 @@ def test_the_length_minimises_what_it_is_said_to(noiser):
     x0_hat, moved = step.x0_hat.detach(), result.x0_hat - step.x0_hat.detach()
     # The prior's covariance r^2 / sqrt(acp) J, J the model's own Jacobian, as a matrix.
     acp = problem.diffusion.alphas_cumprod[STEP]
+    r2 = LineSearch()._prior_variance(operator, y - operator(x0_hat), 1 - acp, problem)
     unit = torch.eye(SIZE * SIZE, dtype=torch.float64).reshape(-1, 1, SIZE, SIZE)
     j = problem.diffusion.x0_from_eps(
         unit, torch.full((len(unit),), STEP), smooth_model(unit, None)[:, :1]
     ).reshape(SIZE * SIZE, -1)
-    precision = torch.linalg.inv((1 - acp) / sqrt(acp) * j)
+    precision = torch.linalg.inv(j) * sqrt(acp) / r2
 
     def objective(length: float) -> torch.Tensor:
         shift = length * moved
         data = (y - operator(x0_hat + shift)).square() / problem.variance
         flat = shift.flatten(2)
-        return data.flatten(1).sum(1) + (flat @ precision * flat).sum((1, 2))
+        return data.flatten(1).sum(1) + (flat @ precision[:, 0] * flat).sum((1, 2))
 
     least = objective(1.0)
     assert (least < objective(0.9)).all()
@@ -96,9 +97,10 @@ def test_the_length_minimises_what_it_is_said_to(noiser):
 
 
 def test_without_a_spectrum_the_same_step_is_found():
-    known = GaussianBlur(5, 0.5, context=CONTEXT)
-    y = measured(known)
-    expected, found = (guided(A, y)[0].offset for A in (known, WithoutSpectrum(known)))
+    known, x_t = GaussianBlur(5, 0.5, context=CONTEXT), golden_data.normal((1, 3, SIZE, SIZE), 5)
+    y = known(prior_of().reverse(x_t.double(), STEP)[0].x0_hat) + 0.1
+    args = {"y": y, "noiser": GaussianNoise(0.1), "x_t": x_t.double()}
+    expected, found = (guided(A, **args)[0].offset for A in (known, WithoutSpectrum(known)))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -195,13 +197,12 @@ def gaussian_prior(variances: torch.Tensor, diffusion: GaussianDiffusion) -> Pri
     return Prior(model, diffusion)
 
 
-@pytest.mark.parametrize(("steps", "spread"), [(100, (0.85, 1.15)), (1000, (0.85, 1.15))])
+@pytest.mark.parametrize(("steps", "spread"), [(100, (0.9, 1.1)), (1000, (0.9, 1.1))])
 def test_the_posterior_of_a_gaussian_prior(steps, spread):
     """Denoising with one candidate: the mean and the spread of the exact posterior."""
     side, count, sigma = 8, 150, 0.2
-    diffusion = GaussianDiffusion.create(
-        timestep_respacing=steps, clip_denoised=False, model_var_type="fixed_small"
-    )
+    whole = GaussianDiffusion.create(clip_denoised=False, model_var_type="fixed_small")
+    diffusion = Prior(smooth_model, whole, num_steps=steps).scheduled(None).diffusion
     generator = torch.Generator().manual_seed(0)
     variances = torch.rand(3, side, side, generator=generator, dtype=torch.float64) * 0.2 + 0.02
     prior = gaussian_prior(variances, diffusion)
@@ -226,3 +227,15 @@ def test_the_posterior_of_a_gaussian_prior(steps, spread):
     assert bias.sum() / variance.sum() < 0.05
     ratio = (samples.var(0).sum() / variance.sum()).sqrt()
     assert spread[0] < ratio < spread[1]
+
+
+def test_a_prior_that_is_far_off_is_trusted_less():
+    """r^2 follows the measurement where that shows more than the process has, and only there."""
+    operator, least = SuperResolution(2, context=CONTEXT), 0.01
+    problem = guided(operator, measured(operator))[1]
+    generator = torch.Generator().manual_seed(1)
+    noise = 0.1 * torch.randn(problem.y.shape, generator=generator, dtype=torch.float64)
+    off = 0.5 * torch.randn(2, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
+    assert (LineSearch()._prior_variance(operator, noise, least, problem) == least).all()
+    found = LineSearch()._prior_variance(operator, noise + operator(off), least, problem)
+    assert ((found - 0.25).abs() < 0.08).all()
