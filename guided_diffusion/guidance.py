@@ -79,7 +79,9 @@ class LineSearch(GuidanceRule):
     w = A^T (r^2 A A^T + S)^-1 e, e = y - A x0_hat, S the covariance of the noise and J the
     derivative of x0_hat by x_t. r^2, the variance of the image about x0_hat, is PiGDM's 1 - acp or,
     where the measurement shows that the prior is further off, what it shows: the r^2 for which
-    e^T S^-1 e = r^2 tr(A^T S^-1 A) + (number of values), its mean, is met. Its length is the one that minimises
+    e^T S^-1 e = r^2 tr(A^T S^-1 A) + (number of values), its mean, is met.
+
+    The length of the step is the one that minimises
     (y - A x)^T S^-1 (y - A x) + (x - x0_hat)^T C^-1 (x - x0_hat) over x = x0_hat + alpha g, with
     C = r^2 / sqrt(acp) J the prior's covariance given x_t, by Tweedie's formula (Boys et al. 2024,
     arXiv 2310.06721), for which g^T C^-1 g = sqrt(acp) / r^2 <w, g>. The sampler's transition then
