@@ -17,9 +17,9 @@ class SaltAndPepper(NoiseModel):
         self.share = share
 
     def __call__(self, clean, rng):
-        hit = torch.as_tensor(rng.random_sample(clean.shape) < self.share)
-        white = torch.as_tensor(rng.random_sample(clean.shape) < 0.5)
-        return torch.where(hit, torch.where(white, 1.0, -1.0), clean)
+        hit = torch.as_tensor(rng.random_sample(clean.shape) < self.share).to(clean.device)
+        extreme = torch.as_tensor(rng.choice([-1.0, 1.0], clean.shape)).to(clean)
+        return torch.where(hit, extreme, clean)
 
     def equivalent_sigma(self, y, known=None):
         """Of Gaussian noise of the same variance about a grey image."""

@@ -29,6 +29,10 @@ class _Chain(Operator):
         return " + ".join(part.title for part in self.parts)
 
     @property
+    def differs_by_image(self) -> bool:
+        return any(part.differs_by_image for part in self.parts)
+
+    @property
     def scale_factor(self) -> int:
         """Pixels of the image along one pixel of the measurement."""
         factors = [getattr(part, "scale_factor", 1) for part in self.parts]
@@ -99,12 +103,6 @@ def _chained(parts: Sequence[Any], context: OperatorContext) -> Operator:
     return kind(parts, context)
 
 
-def _differs_by_image(operator: Operator) -> bool:
-    if isinstance(operator, _Chain):
-        return any(_differs_by_image(part) for part in operator.parts)
-    return type(operator).bind is not Operator.bind
-
-
 @OPERATORS.register("chain")
 def chain(parts: list[dict[str, Any]], *, context: OperatorContext) -> Operator:
     """Several operators, the first one nearest to the image.
@@ -121,7 +119,7 @@ def chain(parts: list[dict[str, Any]], *, context: OperatorContext) -> Operator:
         built.append(context.build_part(part, replace(context, height=size[0], width=size[1])))
         if len(built) == len(parts):
             break
-        if _differs_by_image(built[-1]):
+        if built[-1].differs_by_image:
             raise UserError(
                 f"chain: {built[-1].title} differs from image to image; it must be the last part"
             )

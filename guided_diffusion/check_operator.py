@@ -59,9 +59,10 @@ def _check_linear(operator: Any, name: str, x: Tensor, measured: Tensor) -> None
         raise UserError(
             f"{name}: adjoint(y) has shape {tuple(back.shape)}; expected {tuple(x[0].shape)}"
         )
-    left = (measured[0].double() * u).sum().item()
-    right = (x[0].double() * back).sum().item()
-    size = (measured[0].double().norm() * u.double().norm()).item()
+    # On the CPU: not every device has float64.
+    first, u, x0, back = (v.cpu().double() for v in (measured[0], u, x[0], back))
+    left, right = (first * u).sum().item(), (x0 * back).sum().item()
+    size = (first.norm() * u.norm()).item()
     if abs(left - right) > _TOLERANCE * size:
         raise UserError(
             f"{name}: adjoint is not the transpose of A: <A x, u> is {left:.6g}, <x, A^T u> "

@@ -255,7 +255,7 @@ class ProximalSampling(ConditioningMethod):
 
     def check(self, operator: Operator, noiser: NoiseModel) -> None:
         c = operator.context
-        if self.max_timestep is None or type(operator).bind is not Operator.bind:
+        if self.max_timestep is None or operator.differs_by_image:
             return
         y = operator(torch.zeros(1, 3, c.height, c.width, dtype=c.dtype, device=c.device))
         if self.first_guess(operator, y, 0.0) is None:

@@ -93,14 +93,15 @@ class LineSearch(GuidanceRule):
 
     def __call__(self, prior, move, x_t, t, problem):
         acp = problem.diffusion.alphas_cumprod[t]
-        variance, extent = problem.variance, problem.extent
+        extent = problem.extent
         x0_hat = prior.x0_hat.detach()
         A = problem.operator.linearised(x0_hat)
         with torch.no_grad():
             measured = problem.operator(x0_hat)
+            variance = problem.variance(measured)
             distances = extent.distances(problem.noiser, problem.y, measured)
             e = problem.y - measured
-            r2 = self._prior_variance(A, e, 1 - acp, problem)
+            r2 = self._prior_variance(A, e, variance, 1 - acp, problem)
             w = self._direction(A, e, r2, variance)
         g = torch.autograd.grad(prior.x0_hat, x_t, w)[0]
         with torch.no_grad():
@@ -114,7 +115,12 @@ class LineSearch(GuidanceRule):
             return Guidance(move.per_x0 * shift, x0_hat + shift, distances)
 
     def _prior_variance(
-        self, A: LinearOperator | Linearised, e: Tensor, least: float, problem: Problem
+        self,
+        A: LinearOperator | Linearised,
+        e: Tensor,
+        variance: float | Tensor,
+        least: float,
+        problem: Problem,
     ) -> Tensor:
         """r^2 of each image, [B, 1, 1, 1], at least `least`. The trace is estimated with one random
         image (Hutchinson 1990), the same at every step."""
@@ -122,10 +128,10 @@ class LineSearch(GuidanceRule):
         z = torch.randn(1, *problem.image_shape, generator=generator).to(e)
         seen = A(z.expand(len(e), -1, -1, -1))
         known = problem.operator.measured_values(e) if problem.known is None else problem.known
-        gap, count = e * known / problem.variance**0.5, known.flatten(1).sum(1)
+        gap, count = e * known / variance**0.5, known.flatten(1).sum(1)
         # What two standard deviations of chi^2 allow may be the noise alone.
         excess = gap.square().flatten(1).sum(1) - count - 2 * (2 * count).sqrt()
-        trace = (seen.square() / problem.variance).flatten(1).sum(1)
+        trace = (seen.square() / variance).flatten(1).sum(1)
         found = excess / trace.clamp(min=torch.finfo(e.dtype).tiny)
         return found.clamp(min=least).view(-1, 1, 1, 1)
 

@@ -59,6 +59,11 @@ class Operator:
         """A(x)."""
         raise NotImplementedError
 
+    @property
+    def differs_by_image(self) -> bool:
+        """Whether it has to be bound to its images."""
+        return type(self).bind is not Operator.bind
+
     def bind(self, keys: Sequence[ImageKey]) -> "Operator":
         """The operator for these images; most are the same for all. One that is not defines
         `join` as well."""

@@ -97,12 +97,13 @@ class Problem:
     def sigma(self) -> float | Tensor:
         """Standard deviation of the noise, or what is equivalent to it: a number, or one for each
         image, [B, 1, ...]."""
-        return self.noiser.equivalent_sigma(self.y, self.known)
+        known = self.operator.measured_values(self.y) if self.known is None else self.known
+        return self.noiser.equivalent_sigma(self.y, known)
 
-    @property
-    def variance(self) -> float | Tensor:
-        """Variance of the noise of the values of y: a number, or like y; never 0."""
-        return self.noiser.variance(self.y)
+    def variance(self, measured: Tensor) -> float | Tensor:
+        """Variance of the noise where `measured`, like y, is what there would be without it: a
+        number, or like y; never 0. The noisy y itself would give its dark values most weight."""
+        return self.noiser.variance(measured)
 
 
 def per_image(values: Tensor) -> Tensor:

@@ -79,6 +79,7 @@ class Prior:
         last = max(last, self.num_steps - 1)
         ends = levels[0] ** (1 / _RHO), levels[last] ** (1 / _RHO)
         wanted = np.linspace(*ends, self.num_steps) ** _RHO
+        wanted[-1] = levels[last]  # also of a single step
         steps = np.interp(wanted, levels, np.arange(len(levels))).round().astype(int)
         ranks = np.arange(self.num_steps)
         steps = np.maximum.accumulate(steps - ranks) + ranks  # each at least one above the last
@@ -100,7 +101,8 @@ class Prior:
         def guess(image: Tensor, seed: int) -> Tensor:
             clean = operator(image)
             y = noiser(clean[0], np.random.RandomState(seed))[None]
-            u = method.first_guess(operator, y, noiser.equivalent_sigma(y))
+            sigma = noiser.equivalent_sigma(y, operator.measured_values(y))
+            u = method.first_guess(operator, y, sigma)
             return image.new_zeros(shape) if u is None else u
 
         with torch.no_grad():

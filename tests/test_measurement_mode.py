@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from tests.tiny_run import photograph, run, save, write_configs
+from util.runs import restoration
+from util.runs.interrupt import Interrupted, StopRequest
 
 
 def read_metrics(folder):
@@ -263,3 +265,29 @@ def test_magnitudes_are_no_files_to_restore(tmp_path, files, capsys):
     phase = "--set=task.measurement.operator={name: phase_retrieval}"
     assert run(*arguments, "--measurements", files, phase) == 2
     assert "phase_retrieval: works on images of the model's size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("evaluations", [1, 5])
+def test_a_signal_ends_a_step_between_windows(tmp_path, files, monkeypatch, evaluations):
+    """Also while the gradient is taken: a step of a large photograph has hundreds of windows."""
+    save(files / "a.png", photograph(48, 48))
+    arguments = write_configs(tmp_path, "gaussian_blur")
+    seen = []
+
+    def check(self):
+        seen.append(self)
+        if len(seen) > evaluations:
+            self.signal = 15
+            raise Interrupted
+
+    stop_at = restoration._Counting.forward
+
+    def forward(self, x, t):
+        monkeypatch.setattr(StopRequest, "check", check)
+        return stop_at(self, x, t)
+
+    monkeypatch.setattr(restoration._Counting, "forward", forward)
+    status = run(*arguments, "--measurements", files, "--fit", "tile")
+    assert status == 143
+    assert len(seen) == evaluations + 1
+    assert not (tmp_path / "results" / "gaussian_blur" / "recon").exists()

@@ -10,6 +10,7 @@ import pytest
 import dpps
 from tests.tiny import ROOT, write_images
 from tests.tiny_run import run, write_configs
+from util.cli import command_parser
 from util.config.run_config import load_model_config
 from util.config.shipped import find_config, shipped
 from util.errors import UserError
@@ -112,3 +113,11 @@ def test_left_out_configs_are_those_of_the_prior_that_ships(tmp_path, capsys):
     assert run(*own, *more) == 0
     text = (tmp_path / "results" / "inpainting" / "config.yaml").read_text()
     assert "num_steps" not in text.split("task:")[0]  # the published diffusion config
+
+
+def test_examples_name_the_command_that_was_called(monkeypatch):
+    text = "Does this.\n\n  python3 sample_condition.py --task x\n  torchrun sample_condition.py"
+    monkeypatch.setattr(sys, "argv", ["/usr/local/bin/dpps"])
+    assert "  dpps --task x\n  torchrun sample" in command_parser(text).format_help()
+    monkeypatch.setattr(sys, "argv", ["sample_condition.py"])
+    assert "python3 sample_condition.py --task x" in command_parser(text).format_help()

@@ -137,6 +137,25 @@ def test_operators_that_are_wrong(tmp_path, images, capsys, base, body, message)
     assert not (tmp_path / "results").exists()
 
 
+def test_a_plugin_of_dataclasses(tmp_path, images):
+    """Also one whose annotations are strings, and whose operators cannot be hashed."""
+    text = OPERATOR.format(base="LinearOperator", body="    def __call__(self, x): return 0.5 * x")
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n" + text
+    text += "    __hash__ = None\n@dataclass\nclass Value:\n    number: int = 3\n"
+    (tmp_path / "own.py").write_text(text)
+    arguments = [*write_configs(tmp_path, "super_resolution"), "--data_root", images]
+    own = ["--plugin", tmp_path / "own.py", "--set", "task.measurement.operator={name: own}"]
+    assert run(*arguments, *own, "--steps", 2) == 0
+
+
+def test_files_that_cannot_be_the_measurement(tmp_path, images, capsys):
+    plugin = ["--plugin", EXAMPLES / "plugin_operator.py"]
+    arguments = [*write_configs(tmp_path, "super_resolution"), *plugin]
+    section = "task.measurement.operator={name: interlaced}"
+    assert run(*arguments, "--measurements", images, "--set", section) == 1
+    assert "it cannot be its measurement" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "body",
     [

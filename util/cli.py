@@ -2,8 +2,10 @@
 
 import argparse
 import functools
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +42,9 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 def command_parser(text: str) -> argparse.ArgumentParser:
     """A parser for a program with the docstring `text`: one paragraph, then examples."""
     description, _, examples = text.partition("\n\n")
+    command, installed = re.search(r"python3? (-m )?\S+", examples), Path(sys.argv[0]).name
+    if command is not None and installed.startswith("dpps"):
+        examples = examples.replace(command.group(), installed)
     return argparse.ArgumentParser(
         description=description, epilog=examples, formatter_class=_Formatter
     )

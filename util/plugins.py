@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from util.hashing import file_hash
 from util.registry import Registry
 
 _loaded: dict[Path, str] = {}  # plug-in files and the hashes of what they held
+_named: list[str] = []  # the same as the command line wrote them
 
 
 def import_all(package: str) -> None:
@@ -31,11 +33,14 @@ def load_plugins(files: Sequence[str]) -> None:
         if path.suffix != ".py" or not path.is_file():
             raise UserError(f"{at}: expected a Python file, FILE.py, that is there")
         before = Registry.entries
-        spec = importlib.util.spec_from_file_location(f"dpps_plugin_{path.stem}", path)
+        name = f"dpps_plugin_{len(_loaded)}_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise UserError(f"{at}: cannot be read as a Python file")
         try:
-            spec.loader.exec_module(importlib.util.module_from_spec(spec))
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module  # dataclasses look their module up
+            spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             raise UserError(f"{at}: {type(error).__name__}: {error}") from error
         if Registry.entries == before:
@@ -44,8 +49,14 @@ def load_plugins(files: Sequence[str]) -> None:
                 "it defines"
             )
         _loaded[path] = file_hash(path)
+        _named.append(str(file))
 
 
 def plugin_marks() -> list[str]:
     """Hashes of the plug-ins that were loaded: results depend on what they do."""
     return sorted(_loaded.values())
+
+
+def plugin_files() -> list[str]:
+    """The plug-ins that were loaded, as the command line named them."""
+    return list(_named)

@@ -4,12 +4,15 @@ import torch
 
 from data.masks import MaskConfig
 from guided_diffusion.chain import LinearChain
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.measurements import (
     OPERATORS,
     GaussianBlur,
     OperatorContext,
     SuperResolution,
 )
+from guided_diffusion.noise_models import PoissonNoise
+from guided_diffusion.problem import Problem
 from tests.tiny_run import photograph, run, save, write_configs
 from util.config.run_config import parse_named
 from util.errors import UserError
@@ -91,3 +94,28 @@ def test_from_the_command_line(tmp_path, name):
     again = ["--measurements", measured, "--save_dir", tmp_path / "again"]
     assert run(*arguments, *again) == 0
     assert (tmp_path / "again" / name / "recon" / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ("{name: super_resolution}, {name: inpainting}", "differs from image to image"),
+        ("{name: motion_blur}, {name: super_resolution}", "measurements need their kernel"),
+    ],
+)
+def test_chains_that_no_file_tells_of(tmp_path, capsys, parts, message):
+    save(tmp_path / "files" / "a.png", photograph(32, 32))
+    arguments = write_configs(tmp_path, "inpainting")
+    arguments += ["--set", f"task.measurement.operator={{name: chain, parts: [{parts}]}}"]
+    assert run(*arguments, "--measurements", tmp_path / "files") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_poisson_noise_is_that_of_what_is_kept():
+    """A dropped pixel tells nothing of the noise."""
+    chain = build(REDUCED, {"name": "inpainting"}).bind([ImageKey(0, "a")])
+    y = chain(torch.full((1, 3, 24, 16), -0.9))
+    noiser, diffusion = PoissonNoise(0.5), GaussianDiffusion.create()
+    problem = Problem(y, chain, noiser, diffusion, (3, 24, 16))
+    kept = noiser.variance(torch.tensor(-0.9)) ** 0.5
+    torch.testing.assert_close(problem.sigma.squeeze(), kept, rtol=0.02, atol=0)

@@ -77,7 +77,8 @@ def test_the_length_minimises_what_it_is_said_to(noiser):
     x0_hat, moved = step.x0_hat.detach(), result.x0_hat - step.x0_hat.detach()
     # The prior's covariance r^2 / sqrt(acp) J, J the model's own Jacobian, as a matrix.
     acp = problem.diffusion.alphas_cumprod[STEP]
-    r2 = LineSearch()._prior_variance(operator, y - operator(x0_hat), 1 - acp, problem)
+    variance = problem.variance(operator(x0_hat))
+    r2 = LineSearch()._prior_variance(operator, y - operator(x0_hat), variance, 1 - acp, problem)
     unit = torch.eye(SIZE * SIZE, dtype=torch.float64).reshape(-1, 1, SIZE, SIZE)
     j = problem.diffusion.x0_from_eps(
         unit, torch.full((len(unit),), STEP), smooth_model(unit, None)[:, :1]
@@ -86,7 +87,7 @@ def test_the_length_minimises_what_it_is_said_to(noiser):
 
     def objective(length: float) -> torch.Tensor:
         shift = length * moved
-        data = (y - operator(x0_hat + shift)).square() / problem.variance
+        data = (y - operator(x0_hat + shift)).square() / variance
         flat = shift.flatten(2)
         return data.flatten(1).sum(1) + (flat @ precision[:, 0] * flat).sum((1, 2))
 
@@ -236,6 +237,6 @@ def test_a_prior_that_is_far_off_is_trusted_less():
     generator = torch.Generator().manual_seed(1)
     noise = 0.1 * torch.randn(problem.y.shape, generator=generator, dtype=torch.float64)
     off = 0.5 * torch.randn(2, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
-    assert (LineSearch()._prior_variance(operator, noise, least, problem) == least).all()
-    found = LineSearch()._prior_variance(operator, noise + operator(off), least, problem)
+    assert (LineSearch()._prior_variance(operator, noise, 0.01, least, problem) == least).all()
+    found = LineSearch()._prior_variance(operator, noise + operator(off), 0.01, least, problem)
     assert ((found - 0.25).abs() < 0.08).all()

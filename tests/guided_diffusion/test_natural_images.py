@@ -140,6 +140,6 @@ def test_steps_are_as_many_as_asked_for(count, start):
     diffusion = prior.scheduled(start).diffusion
     assert diffusion.num_timesteps == count
     assert (np.diff(diffusion.timesteps) > 0).all()
-    assert diffusion.timesteps[-1] == (max(start, count - 1) if count > 1 else 0)
+    assert diffusion.timesteps[-1] == max(start, count - 1)
     whole = prior.diffusion.alphas_cumprod[diffusion.timesteps]
     np.testing.assert_allclose(diffusion.alphas_cumprod, whole)

@@ -150,9 +150,12 @@ def load_run_config(
         raw,
     )
     method = config.task.conditioning
-    if method.params.get("guidance_rule") == "line_search" and _sets(
-        overrides, "task.conditioning.params.scale"
-    ):
+    if config.diffusion.num_steps is not None and method.params.get("max_timestep") is not None:
+        raise UserError(
+            "conditioning.params.max_timestep: with num_steps the start follows from the "
+            "measurement; leave it out, or give timestep_respacing instead of num_steps"
+        )
+    if method.params.get("guidance_rule") == "line_search" and _gives_scale(overrides):
         raise UserError(
             "conditioning.params.scale: guidance_rule line_search has no scale; leave it out, or "
             "give --set task.conditioning.params.guidance_rule=published as well"
@@ -250,10 +253,18 @@ def _sets(overrides: Sequence[str], key: str) -> bool:
     return any(override.partition("=")[0].strip() == key for override in overrides)
 
 
+def _gives_scale(overrides: Sequence[str]) -> bool:
+    at = "task.conditioning.params"
+    return _sets(overrides, f"{at}.scale") or any(
+        _sets([override], at) and "scale" in override for override in overrides
+    )
+
+
 def _drop_other_steps(diffusion: dict[str, Any], overrides: Sequence[str]) -> None:
     """Where an override says how many steps, leave out what the file says of them."""
     keys = ("num_steps", "timestep_respacing")
-    chosen = [key for key in keys if _sets(overrides, f"diffusion.{key}")]
+    given = [override for override in overrides if not override.strip().endswith("=null")]
+    chosen = [key for key in keys if _sets(given, f"diffusion.{key}")]
     if chosen == ["num_steps"]:
         diffusion.pop("timestep_respacing", None)
     elif chosen == ["timestep_respacing"]:

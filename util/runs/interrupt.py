@@ -41,7 +41,7 @@ class StopRequest:
             os.kill(os.getpid(), number)
         if self.signal is None:
             self.signal, self._received = number, now
-            get_logger().warning("signal %d: stopping after this step; again to stop now", number)
+            get_logger().warning("signal %d: stopping within a step; again to stop now", number)
 
     def check(self) -> None:
         """Raise Interrupted if a signal came."""

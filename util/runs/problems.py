@@ -192,7 +192,7 @@ class ProblemBuilder:
         if unstated or (fit in ("crop", "resize") and masks is None):
             # No mask_opt, or one that fits no image of the model's size, is found here.
             bound = operator.bind([ImageKey(self.seed, "")])
-        if bound is not operator or type(operator).bind is Operator.bind:
+        if bound is not operator or not operator.differs_by_image:
             check_operator(bound, task.operator.name)
         if fit in ("pad", "tile") and not self._lies_beside(operator):
             raise UserError(
@@ -207,8 +207,17 @@ class ProblemBuilder:
             )
         if not self.dataset.measured:
             return
-        if task.operator.name == "motion_blur" and task.operator.params.get("kernel") is None:
+        sections = [
+            {"name": task.operator.name, **task.operator.params},
+            *task.operator.params.get("parts", ()),
+        ]
+        if any(s["name"] == "motion_blur" and s.get("kernel") is None for s in sections):
             raise UserError("motion_blur: measurements need their kernel; give --kernel FILE")
+        if operator.differs_by_image and not isinstance(operator, Inpainting):
+            raise UserError(
+                f"{operator.title}: differs from image to image in a way that no file of a "
+                "measurement tells; only inpainting itself reads its masks from files"
+            )
         get_logger().info(
             "the files are measurements; noise.sigma %s (on the range [-1, 1]) is taken as stated",
             getattr(self.noiser, "sigma", "not given"),
@@ -217,8 +226,10 @@ class ProblemBuilder:
     @staticmethod
     def _lies_beside(operator: Operator) -> bool:
         """Whether its measurements are pictures [B, C, h, w]; those by masks are."""
-        if type(operator).bind is not Operator.bind:
+        if isinstance(operator, Inpainting):
             return True
+        if operator.differs_by_image:
+            operator = operator.bind([ImageKey(0, "")])
         c = operator.context
         return operator(torch.zeros(1, 3, c.height, c.width, device=c.device)).ndim == 4
 
@@ -257,6 +268,15 @@ class ProblemBuilder:
         factor = getattr(self.probe, "scale_factor", 1)
         operator = self.operator(*(side * factor for side in y.shape[-2:]))
         known = None
+        if not operator.differs_by_image:
+            c = operator.context
+            empty = torch.zeros(1, 3, c.height, c.width, device=c.device)
+            expected = tuple(operator(empty).shape[1:])
+            if expected != tuple(y.shape):
+                raise UserError(
+                    f"{key.name}: a file of {tuple(y.shape)} values, but {operator.title} measures "
+                    f"{expected} of an image of {c.width}x{c.height}; it cannot be its measurement"
+                )
         if isinstance(operator, Inpainting):
             if photograph.stored is not None:
                 y = photograph.stored.to(self.device)

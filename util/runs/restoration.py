@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from data.dataloader import Dataset, Photograph
 from guided_diffusion.condition_methods import CONDITIONING, ConditioningMethod, StepResult
+from guided_diffusion.framing import Frame, FramedOperator
 from guided_diffusion.gaussian_diffusion import Model
 from guided_diffusion.measurements import KernelBlur, Operator
 from guided_diffusion.precision import uncompiled
@@ -88,14 +88,16 @@ def _reason(error: Exception) -> str:
 
 
 class _Counting(nn.Module):
-    """A network that counts the images it has seen."""
+    """A network that counts the images it has seen, and asks before each whether to go on: a step
+    of a large photograph has hundreds of windows."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, stop: StopRequest) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.stop = model, stop
         self.evaluations = self.gradients = 0
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.stop.check()
         self.evaluations += len(x)
         self.gradients += len(x) * x.requires_grad
         return self.model(x, t)
@@ -130,7 +132,7 @@ class Restoration:
         self._kernel_shown = False
         self.steps = prior.num_steps or self.method.first_step(prior.diffusion) + 1
         self._sizes: dict[tuple[int, int], int] = {}  # of batches, by the size of the image
-        self._starts: WeakKeyDictionary[Operator, int | None] = WeakKeyDictionary()
+        self._starts: dict[tuple[int, int], int | None] = {}  # by size
 
     def run(self, names: Sequence[str], config_hash: str, images: int | None = None) -> None:
         """Restore `names`, this rank's share of `images` in the whole job.
@@ -210,11 +212,16 @@ class Restoration:
         return None
 
     def _start(self, operator: Operator) -> int | None:
-        """Where sampling begins for images of this operator, worked out once."""
-        if operator not in self._starts:
-            noiser = self.builder.noiser
-            self._starts[operator] = self.prior.start_timestep(self.method, operator, noiser)
-        return self._starts[operator]
+        """Where sampling begins for images of this operator; worked out once for a size, unless
+        the operator differs from image to image."""
+        size = (operator.context.height, operator.context.width)
+        if size in self._starts and not operator.differs_by_image:
+            return self._starts[size]
+        border = self.dataset.border
+        tried = FramedOperator(operator, Frame(*size, *size), border) if border else operator
+        start = self.prior.start_timestep(self.method, tried, self.builder.noiser)
+        self._starts[size] = start
+        return start
 
     def _batch_size(self, case: Case, remaining: int) -> int:
         """Images to restore at a time that look like `case`."""
@@ -277,7 +284,7 @@ class Restoration:
 
     def _restore_whole(self, cases: Sequence[Case]) -> "_Finished":
         started, compiled = time.perf_counter(), self._compile_seconds()
-        counting = _Counting(self.prior.model)
+        counting = _Counting(self.prior.model, self.stop)
         batch, noise = self._pose(cases, dataclasses.replace(self.prior, model=counting))
         self._show_kernel(cases[0])
         if isinstance(batch.prior.model, TiledModel) and len(batch.prior.model.tiling) > 1:

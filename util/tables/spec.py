@@ -16,7 +16,7 @@ from util.config.shipped import config_path, find_config
 from util.errors import UserError
 from util.hashing import file_hash, settings_hash
 from util.metrics.base import get_metric
-from util.plugins import plugin_marks
+from util.plugins import plugin_files, plugin_marks
 from util.tables.baselines import BASELINES
 
 
@@ -151,7 +151,6 @@ class Cell:
         The folder of the photographs counts: equal names in two are not the same photographs.
         """
         effective = effective_settings(self.config)
-        effective |= {"plugins": marks} if (marks := plugin_marks()) else {}
         if self.row.method:
             effective["weights"] = _weights(self.config.model.model_path)
             if self.precision is not None:
@@ -161,6 +160,7 @@ class Cell:
             task = {k: v for k, v in effective["task"].items() if k != "conditioning"}
             size = self.config.model.unet.image_size
             effective = {"task": task, "baseline": self.row.baseline, "image_size": size}
+        effective |= {"plugins": marks} if (marks := plugin_marks()) else {}
         return settings_hash({**effective, "measurement_seed": self.measurement_seed})
 
     def command(self, seed: int, limit: int | None, compile: bool = False) -> str:
@@ -168,6 +168,8 @@ class Cell:
         names = ("--model_config", "--diffusion_config", "--task_config")
         words = ["python3", "sample_condition.py"]
         words += [f"{n}={f}" for n, f in zip(names, self.files, strict=True)]
+        for file in plugin_files():
+            words += ["--plugin", file]
         for override in self.overrides:
             words += ["--set", override]
         words += ["--seed", str(seed)]

@@ -81,6 +81,7 @@ def test_the_last_word_on_the_steps_counts():
     own = load(overrides=["diffusion.timestep_respacing=7"], **DEMO)
     assert (own.diffusion.num_steps, own.diffusion.build().num_timesteps) == (None, 7)
     assert own.task.conditioning.params == {"scale": 1.0}
+    assert load(overrides=["diffusion.num_steps=null"]).diffusion.timestep_respacing == 1000
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,8 @@ def test_the_last_word_on_the_steps_counts():
         (["diffusion.num_steps=1001"], "num_steps 1001: expected 1 to 1000"),
         (["diffusion.num_steps=9", "diffusion.timestep_respacing=9"], "both say how many steps"),
         (["task.conditioning.params.scale=3"], "line_search has no scale"),
+        (["task.conditioning.params={scale: 3}"], "line_search has no scale"),
+        (["task.conditioning.params.max_timestep=300"], "the start follows from the measurement"),
     ],
 )
 def test_settings_that_do_not_belong_together(overrides, message):
