@@ -170,7 +170,7 @@ def test_an_image_below_the_window_of_ssim_is_restored(tmp_path):
     assert set(found["usual.png"]) == {"psnr", "ssim"}
     lines = (tmp_path / "results" / "inpainting" / "metrics.csv").read_text().splitlines()
     assert lines[1].split(",")[0] == "small"
-    assert lines[1].endswith(",")
+    assert lines[1].split(",")[2] == ""
 
 
 def test_memory_running_out_while_reading_costs_that_image_alone(
