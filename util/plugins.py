@@ -12,8 +12,8 @@ from util.files import shown
 from util.hashing import file_hash
 from util.registry import Registry
 
-_loaded: dict[Path, str] = {}  # plug-in files and the hashes of what they held
-_named: list[str] = []  # the same as the command line wrote them
+# Plug-in files: as the command line wrote them, and the hash of what they held.
+_loaded: dict[Path, tuple[str, str]] = {}
 
 
 def import_all(package: str) -> None:
@@ -48,15 +48,14 @@ def load_plugins(files: Sequence[str]) -> None:
                 f'{at}: registers nothing; put @OPERATORS.register("name") or the like before what '
                 "it defines"
             )
-        _loaded[path] = file_hash(path)
-        _named.append(str(file))
+        _loaded[path] = (str(file), file_hash(path))
 
 
 def plugin_marks() -> list[str]:
     """Hashes of the plug-ins that were loaded: results depend on what they do."""
-    return sorted(_loaded.values())
+    return sorted(mark for _, mark in _loaded.values())
 
 
 def plugin_files() -> list[str]:
     """The plug-ins that were loaded, as the command line named them."""
-    return list(_named)
+    return [file for file, _ in _loaded.values()]
