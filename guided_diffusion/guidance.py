@@ -122,16 +122,12 @@ class LineSearch(GuidanceRule):
         least: float,
         problem: Problem,
     ) -> Tensor:
-        """r^2 of each image, [B, 1, 1, 1], at least `least`. The trace is estimated with one random
-        image (Hutchinson 1990), the same at every step."""
-        generator = torch.Generator().manual_seed(0)
-        z = torch.randn(1, *problem.image_shape, generator=generator).to(e)
-        seen = A(z.expand(len(e), -1, -1, -1))
-        known = problem.operator.measured_values(e) if problem.known is None else problem.known
+        """r^2 of each image, [B, 1, 1, 1], at least `least`."""
+        known = problem.measured_values
         gap, count = e * known / variance**0.5, known.flatten(1).sum(1)
         # What two standard deviations of chi^2 allow may be the noise alone.
         excess = gap.square().flatten(1).sum(1) - count - 2 * (2 * count).sqrt()
-        trace = (seen.square() / variance).flatten(1).sum(1)
+        trace = (problem.probe(A).square() / variance).flatten(1).sum(1)
         found = excess / trace.clamp(min=torch.finfo(e.dtype).tiny)
         return found.clamp(min=least).view(-1, 1, 1, 1)
 

@@ -1,6 +1,8 @@
 """What is to be solved: a measurement, how it came about, and over what parts norms are taken."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.measurements import Operator
 from guided_diffusion.noise_models import NoiseModel
+from guided_diffusion.operator_base import Linearised, LinearOperator
 
 
 class Extent(Protocol):
@@ -97,8 +100,25 @@ class Problem:
     def sigma(self) -> float | Tensor:
         """Standard deviation of the noise, or what is equivalent to it: a number, or one for each
         image, [B, 1, ...]."""
-        known = self.operator.measured_values(self.y) if self.known is None else self.known
-        return self.noiser.equivalent_sigma(self.y, known)
+        return self.noiser.equivalent_sigma(self.y, self.measured_values)
+
+    @cached_property
+    def measured_values(self) -> Tensor:
+        """1 where a value of y tells of the image, 0 elsewhere; like y."""
+        return self.operator.measured_values(self.y) if self.known is None else self.known
+
+    def probe(self, A: LinearOperator | Linearised) -> Tensor:
+        """A z, like y, for one random image z, the same whenever it is asked for: the squares of
+        its values have the diagonal of A A^T as their mean (Hutchinson 1990)."""
+        return self._probed if A is self.operator else self._measured_noise(A)
+
+    @cached_property
+    def _probed(self) -> Tensor:
+        return self._measured_noise(self.operator)
+
+    def _measured_noise(self, A: Callable[[Tensor], Tensor]) -> Tensor:
+        z = torch.randn(1, *self.image_shape, generator=torch.Generator().manual_seed(0))
+        return A(z.to(self.y).expand(len(self.y), -1, -1, -1))
 
     def variance(self, measured: Tensor) -> float | Tensor:
         """Variance of the noise where `measured`, like y, is what there would be without it: a
