@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guided_diffusion.native import kernel
 from guided_diffusion.unet import UNetModel
 from util.errors import UserError
 from util.logger import get_logger
@@ -187,8 +188,11 @@ class AcceleratedNetwork:
         self.tf32 = execution.precision == "tf32"
         self.scaled = execution.precision == "fp16"
         network.set_precision(PRECISIONS[execution.precision or "fp32"])
-        # On processors group normalisation of that layout costs more than convolutions gain.
-        self.channels_last = device.type == "cuda" and execution.precision != "fp32"
+        native = execution.fast and device.type == "cpu" and kernel() is not None
+        network.use_native(native)
+        # Without the kernel, a processor's group normalisation of that layout costs more than
+        # the convolutions gain.
+        self.channels_last = native or (device.type == "cuda" and execution.precision != "fp32")
         if self.channels_last:
             network.to(memory_format=torch.channels_last)
         self.compile = execution.compile

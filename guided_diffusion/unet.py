@@ -1,7 +1,7 @@
 """The guided-diffusion UNet ("ADM", Dhariwal & Nichol 2021, arXiv 2105.05233).
 
 State-dict names and shapes are those of the published checkpoints, so that they load strictly.
-Images and features are [B, C, H, W]; attention works on [B, C, H * W].
+Images and features are [B, C, H, W]; attention works on [B, H * W, C].
 """
 
 import math
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from guided_diffusion.fused_norm import is_channels_last, normalised
 from util.errors import UserError
 
 _DEFAULT_CHANNEL_MULT = {
@@ -124,31 +125,43 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Group normalisation computed in float32 whatever the type of its input."""
+    """Group normalisation computed in float32 whatever the type of its input.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self._widened(x)).to(x.dtype)
+    native: by the kernel of native.py, on processors
+    """
 
-    def _widened(self, x: Tensor) -> Tensor:
-        """x in the type of the weights, unless the device computes in that type without a copy."""
-        in_place = x.device.type == "cpu" and x.dtype != torch.float16
-        return x if in_place else x.to(self.weight.dtype)
+    native = False
 
-    def modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """norm(x) (1 + scale) + shift for x [B, C, H, W] and float32 scale, shift [B, C].
+    def forward(
+        self,
+        x: Tensor,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        silu: bool = False,
+    ) -> Tensor:
+        """norm(x) (1 + scale) + shift, and SiLU of that where `silu`, for x [B, C, ...] and float32
+        scale, shift [B, C]."""
+        if not self._fusible(x):
+            return self._in_parts(x, scale, shift, silu)
+        gain, offset = (a.expand(len(x), -1) for a in (self.weight, self.bias))
+        if scale is not None and shift is not None:
+            gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
+        return normalised(x, gain, offset, self.num_groups, self.eps, silu, self.native)
 
-        One pass over x in place of three: the images become groups of one normalisation, whose
-        weights take up scale and shift. In other layouts than the contiguous one that would copy x.
-        """
-        if not x.is_contiguous():
+    def _fusible(self, x: Tensor) -> bool:
+        """Whether one operation does all. GPUs want the parts, which torch.compile fuses."""
+        if x.device.type != "cpu" or x.dtype == torch.float16 or torch.compiler.is_compiling():
+            return False
+        return self.native or x.is_contiguous()
+
+    def _in_parts(
+        self, x: Tensor, scale: Tensor | None, shift: Tensor | None, silu: bool
+    ) -> Tensor:
+        y = super().forward(x.to(self.weight.dtype)).to(x.dtype)
+        if scale is not None and shift is not None:
             scale, shift = (a.to(x.dtype)[:, :, None, None] for a in (scale, shift))
-            return self(x) * (1 + scale) + shift
-        gain = 1 + scale
-        weight, bias = self.weight * gain, self.bias * gain + shift
-        flat = self._widened(x.reshape(1, -1, *x.shape[2:]))
-        groups = self.num_groups * len(x)
-        normalised = F.group_norm(flat, groups, weight.flatten(), bias.flatten(), self.eps)
-        return normalised.to(x.dtype).reshape(x.shape)
+            y = y * (1 + scale) + shift
+        return F.silu(y) if silu else y
 
 
 def _norm(channels: int) -> GroupNorm32:
@@ -162,6 +175,19 @@ def _zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
+class _Doubled(torch.autograd.Function):
+    """Nearest-neighbour enlargement by 2. Its transpose is a mean times four, which processors
+    compute several times as fast as the backward pass of `interpolate` in channels_last."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> Tensor:
+        return F.avg_pool2d(dy, 2, divisor_override=1)
+
+
 class Upsample(nn.Module):
     """Nearest-neighbour enlargement by 2, then a 3x3 convolution if `use_conv`."""
 
@@ -170,7 +196,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        x = _Doubled.apply(x)
         return x if self.conv is None else self.conv(x)
 
 
@@ -223,17 +249,25 @@ class ResBlock(nn.Module):
         return self._forward(x, emb)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        norm_in, act_in, conv_in = self.in_layers
-        h = conv_in(self.resample(act_in(norm_in(x))))
+        # The activations (_) are computed with the norms.
+        norm_in, _, conv_in = self.in_layers
+        h = conv_in(self.resample(norm_in(x, silu=True)))
         emb_out = self.emb_layers(emb)
-        norm_out, act_out, dropout, conv_out = self.out_layers
-        assert isinstance(norm_out, GroupNorm32)
+        norm_out, _, dropout, conv_out = self.out_layers
         if self.use_scale_shift_norm:
-            h = norm_out.modulated(h, *emb_out.chunk(2, dim=1))
+            h = norm_out(h, *emb_out.chunk(2, dim=1), silu=True)
         else:
-            h = norm_out(h + emb_out.to(h.dtype)[:, :, None, None])
-        h = conv_out(dropout(act_out(h)))
-        return self.skip_connection(self.resample(x)) + h
+            h = norm_out(h + emb_out.to(h.dtype)[:, :, None, None], silu=True)
+        h = conv_out(dropout(h))
+        return self._skipped(self.resample(x)) + h
+
+    def _skipped(self, x: Tensor) -> Tensor:
+        conv = self.skip_connection
+        if isinstance(conv, nn.Conv2d) and x.device.type == "cpu" and is_channels_last(x):
+            # Every pixel is a row: one matrix product, which torch's convolution of 1x1 is not.
+            pixels = x.permute(0, 2, 3, 1)
+            return F.linear(pixels, conv.weight[:, :, 0, 0], conv.bias).permute(0, 3, 1, 2)
+        return conv(x)
 
 
 class AttentionBlock(nn.Module):
@@ -262,7 +296,8 @@ class AttentionBlock(nn.Module):
         self.use_checkpoint = config.use_checkpoint
         self.norm = _norm(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = _zeroed(nn.Conv1d(channels, channels, 1))
+        self.proj_out = nn.Conv1d(channels, channels, 1)
+        _zeroed(self.proj_out)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.use_checkpoint and torch.is_grad_enabled():
@@ -270,18 +305,17 @@ class AttentionBlock(nn.Module):
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        batch, channels, *size = x.shape
-        h = x.reshape(batch, channels, -1)
-        qkv = self.qkv(self.norm(h))
+        # Tokens [B, H W, C]: in channels_last a view of the image.
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        qkv = F.linear(tokens, self.qkv.weight[:, :, 0], self.qkv.bias)
         if self.new_order:
-            q, k, v = qkv.reshape(batch, 3, self.num_heads, -1, h.shape[-1]).unbind(1)
+            q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).unbind(2)
         else:
-            q, k, v = qkv.reshape(batch, self.num_heads, 3, -1, h.shape[-1]).unbind(2)
-        attended = F.scaled_dot_product_attention(
-            q.transpose(-1, -2), k.transpose(-1, -2), v.transpose(-1, -2)
-        )
-        h = h + self.proj_out(attended.transpose(-1, -2).reshape(batch, channels, -1))
-        return h.reshape(batch, channels, *size)
+            q, k, v = qkv.unflatten(2, (self.num_heads, 3, -1)).unbind(3)
+        q, k, v = (a.transpose(1, 2) for a in (q, k, v))  # [B, heads, H W, C / heads]
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        moved = F.linear(attended, self.proj_out.weight[:, :, 0], self.proj_out.bias)
+        return x + moved.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class TimestepSequential(nn.Sequential):
@@ -382,6 +416,12 @@ class UNetModel(nn.Module):
         """Type that the convolutions between the first and the last one run in."""
         return next(self.middle_block[0].get_submodule("in_layers.2").parameters()).dtype
 
+    def use_native(self, native: bool) -> None:
+        """Normalise by the kernel of native.py, on processors."""
+        for module in self.modules():
+            if isinstance(module, GroupNorm32):
+                module.native = native
+
     def set_precision(self, dtype: torch.dtype) -> None:
         """Run the convolutions in `dtype`; norms, embeddings, the first and the last convolution
         stay in float32 (x_t rounded to bfloat16 would be most of the error)."""
@@ -405,4 +445,6 @@ class UNetModel(nn.Module):
         h = self.middle_block(h, emb)
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
-        return F.pixel_shuffle(self.out(h.to(x.dtype)), self.config.patch_size)
+        norm, _, last = self.out
+        h = last(norm(h.to(x.dtype), silu=True))
+        return F.pixel_shuffle(h, self.config.patch_size)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from data.dataloader import find_images
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.native import kernel
 from guided_diffusion.precision import lacks
 from guided_diffusion.unet import UNetConfig, UNetModel
 from models.augmentation import Augmentation, label_embedding
@@ -169,10 +170,12 @@ class Trainer:
         start = self.config.initial_weights
         model = load_model(self.unet_config, start) if start else UNetModel(self.unet_config)
         model = model.train().requires_grad_(True)
-        # On processors the backward pass of group normalisation takes three times as long as the
-        # convolutions in channels_last.
-        on_cpu = self.device.type == "cpu"
-        self.layout = torch.contiguous_format if on_cpu else torch.channels_last
+        # Without its kernel, a processor's group normalisation takes longer than the convolutions
+        # gain in channels_last.
+        native = self.device.type == "cpu" and not self.config.compile and kernel() is not None
+        model.use_native(native)
+        last = native or self.device.type != "cpu"
+        self.layout = torch.channels_last if last else torch.contiguous_format
         self.model = model.to(self.device).to(memory_format=self.layout)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.augmentation = Augmentation(self.config.augmentation)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.unet import GroupNorm32, UNetConfig, UNetModel
+from guided_diffusion.unet import UNetConfig, UNetModel
 from tests import golden_data
 from util.config.schema import read_yaml
 from util.errors import UserError
@@ -48,22 +48,6 @@ def test_checkpointing_changes_nothing(new_order):
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_modulated_normalisation_is_normalisation_then_scale_and_shift(layout, dtype, tolerance):
-    norm = GroupNorm32(32, 64)
-    norm.weight.data, norm.bias.data = golden_data.normal((2, 64), 1)
-    scale, shift = golden_data.normal((2, 3, 64), 2)
-    leaf = golden_data.normal((3, 64, 6, 4), 3).requires_grad_()
-    found = norm.modulated(leaf.to(dtype, memory_format=layout), scale, shift)
-    expected = norm(leaf) * (1 + scale)[..., None, None] + shift[..., None, None]
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
-    pull = golden_data.normal(tuple(expected.shape), 4)
-    gradients = [torch.autograd.grad((y * pull).sum(), leaf)[0] for y in (found, expected)]
-    torch.testing.assert_close(*gradients, rtol=tolerance, atol=2 * tolerance)
-
-
 def test_other_image_sizes():
     model = golden_data.network(json.loads(str(GOLDEN["a/config"])), 3)
     assert model(torch.zeros(1, 3, 48, 80), torch.tensor([1])).shape == (1, 6, 48, 80)
@@ -81,7 +65,7 @@ def test_patches_are_the_pixels_of_a_smaller_network():
     inner = model.input_blocks[0][0]
     inner_in, inner_out = [], []
     inner.register_forward_hook(lambda _, given, found: inner_in.append(given[0]))
-    model.out.register_forward_hook(lambda _, given, found: inner_out.append(found))
+    model.out[2].register_forward_hook(lambda _, given, found: inner_out.append(found))
     y = model(x, t)
     assert y.shape == (2, 6, 24, 40)
     assert inner_in[0].shape == (2, 12, 12, 20)
