@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 from torch.utils.checkpoint import checkpoint
 
 from guided_diffusion.fused_norm import is_channels_last, normalised
@@ -188,12 +189,47 @@ class _Doubled(torch.autograd.Function):
         return F.avg_pool2d(dy, 2, divisor_override=1)
 
 
+class Conv2d(nn.Conv2d):
+    """A convolution that keeps nothing for the backward pass where its weights have no gradient.
+    torch's own keeps its input, which that pass does not read.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        frozen = not self.weight.requires_grad and torch.is_grad_enabled() and x.requires_grad
+        # GPUs choose their layout by the input, so that there it would have to be kept.
+        if frozen and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return _FrozenConvolution.apply(x, self)
+        return super().forward(x)
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        if self.kernel_size == (1, 1) and x.device.type == "cpu" and is_channels_last(x):
+            # Every pixel is a row: one matrix product, which torch's convolution of 1x1 is not.
+            pixels = x.permute(0, 2, 3, 1)
+            return F.linear(pixels, self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
+        return super().forward(x)
+
+
+class _FrozenConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, conv: Conv2d) -> Tensor:
+        ctx.conv, ctx.shape = conv, x.shape
+        return conv.evaluate(x)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, None]:
+        conv = ctx.conv
+        if conv.kernel_size == (1, 1) and is_channels_last(dy):
+            pixels = dy.permute(0, 2, 3, 1)
+            return (pixels @ conv.weight[:, :, 0, 0]).permute(0, 3, 1, 2), None
+        return conv2d_input(ctx.shape, conv.weight, dy, conv.stride, conv.padding), None
+
+
 class Upsample(nn.Module):
     """Nearest-neighbour enlargement by 2, then a 3x3 convolution if `use_conv`."""
 
     def __init__(self, channels: int, use_conv: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else None
+        self.conv = Conv2d(channels, channels, 3, padding=1) if use_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = _Doubled.apply(x)
@@ -205,7 +241,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, use_conv: bool) -> None:
         super().__init__()
-        strided = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else None
+        strided = Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else None
         self.op: nn.Module = nn.AvgPool2d(2) if strided is None else strided
 
     def forward(self, x: Tensor) -> Tensor:
@@ -227,7 +263,7 @@ class ResBlock(nn.Module):
         self.use_scale_shift_norm = config.use_scale_shift_norm
         self.use_checkpoint = config.use_checkpoint
         self.in_layers = nn.Sequential(
-            _norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            _norm(channels), nn.SiLU(), Conv2d(channels, out_channels, 3, padding=1)
         )
         embed_out = out_channels * (2 if config.use_scale_shift_norm else 1)
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embed_width, embed_out))
@@ -235,10 +271,10 @@ class ResBlock(nn.Module):
             _norm(out_channels),
             nn.SiLU(),
             nn.Dropout(config.dropout),
-            _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+            _zeroed(Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         self.skip_connection = (
-            nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+            nn.Identity() if channels == out_channels else Conv2d(channels, out_channels, 1)
         )
         resamplers = {"": nn.Identity, "up": Upsample, "down": Downsample}
         self.resample = resamplers[resample](channels, False) if resample else nn.Identity()
@@ -259,15 +295,7 @@ class ResBlock(nn.Module):
         else:
             h = norm_out(h + emb_out.to(h.dtype)[:, :, None, None], silu=True)
         h = conv_out(dropout(h))
-        return self._skipped(self.resample(x)) + h
-
-    def _skipped(self, x: Tensor) -> Tensor:
-        conv = self.skip_connection
-        if isinstance(conv, nn.Conv2d) and x.device.type == "cpu" and is_channels_last(x):
-            # Every pixel is a row: one matrix product, which torch's convolution of 1x1 is not.
-            pixels = x.permute(0, 2, 3, 1)
-            return F.linear(pixels, conv.weight[:, :, 0, 0], conv.bias).permute(0, 3, 1, 2)
-        return conv(x)
+        return self.skip_connection(self.resample(x)) + h
 
 
 class AttentionBlock(nn.Module):
@@ -359,7 +387,7 @@ class UNetModel(nn.Module):
         self.output_blocks = self._build_decoder(widths, skip_widths, embed_width)
         out_channels = (6 if config.learn_sigma else 3) * config.patch_size**2
         self.out = nn.Sequential(
-            _norm(widths[0]), nn.SiLU(), _zeroed(nn.Conv2d(widths[0], out_channels, 3, padding=1))
+            _norm(widths[0]), nn.SiLU(), _zeroed(Conv2d(widths[0], out_channels, 3, padding=1))
         )
 
     def _build_encoder(
@@ -368,7 +396,7 @@ class UNetModel(nn.Module):
         """Encoder blocks and the width of each block's output (the skip connections)."""
         config, factors = self.config, self.config.attention_factors()
         channels, patch = widths[0], config.patch_size
-        blocks = [TimestepSequential(nn.Conv2d(3 * patch**2, channels, 3, padding=1))]
+        blocks = [TimestepSequential(Conv2d(3 * patch**2, channels, 3, padding=1))]
         skips = [channels]
         for level, width in enumerate(widths):
             for _ in range(config.num_res_blocks):
