@@ -32,20 +32,11 @@ Exit status: 0 all images are finished, 1 some failed, 2 wrong usage or nothing 
 
 import argparse
 import sys
-from pathlib import Path
 
-from data.dataloader import DATASETS
-from guided_diffusion.precision import Execution
-from models.prior import build_prior
-from util.cli import report_errors, resolve_device
+from util.cli import report_errors
 from util.logger import set_verbosity
-from util.runs.arguments import load_config, parse_args
-from util.runs.distributed import join_world, local_device
+from util.runs.arguments import parse_args
 from util.runs.interrupt import Interrupted, StopRequest
-from util.runs.job import Job
-from util.runs.recording import parse_record
-from util.runs.restoration import Restoration, Settings
-from util.runs.results import Results
 
 
 @report_errors
@@ -61,31 +52,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, stop: StopRequest) -> int:
     """Restore what is to be restored and report; the exit status of the program."""
-    job = load(args, stop)
+    from util.runs.loading import load_job  # torch, which takes seconds
+
+    job = load_job(args, stop)
     names = list(job.dataset.names)[: args.limit]
     plan = job.begin(names, args.overwrite)
     job.restore(plan)
     return job.report(plan, names)
-
-
-def load(args: argparse.Namespace, stop: StopRequest) -> Job:
-    """The run that the arguments describe: configs, images, checkpoint, and nothing written yet."""
-    config = load_config(args)
-    wanted = (args.device or "auto") if args.gpu is None else f"cuda:{args.gpu}"
-    settings = Settings(
-        seed=args.seed,
-        batch_size=args.batch_size,
-        record=parse_record(args.record),
-        device=resolve_device(local_device(wanted)),
-        grey=args.grey,
-        output_depth=args.output_depth,
-        measurement_seed=args.measurement_seed,
-    )
-    dataset = config.task.data.build(DATASETS, image_size=config.model.unet.image_size)
-    execution = Execution(args.precision, args.compile, args.fast)
-    prior = build_prior(config.model, config.diffusion, settings.device, execution)
-    results = Results(Path(args.save_dir) / config.task.operator.name)
-    return Job(Restoration(config, settings, dataset, prior, results, join_world(), stop))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ An operator names its own as `Operator.classical`, a baseline of the tables.
 
 import numpy as np
 import torch
-from scipy.interpolate import griddata
-from scipy.spatial import QhullError
 from torch import Tensor
 
 from guided_diffusion.linear_solvers import tikhonov
@@ -59,6 +57,9 @@ def _interpolate(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         raise UserError("inpainting: the mask keeps no pixel, so there is nothing to begin from")
     values = image[:, mask > 0].T
     grid = tuple(np.indices(mask.shape))
+    from scipy.interpolate import griddata  # slow to import
+    from scipy.spatial import QhullError
+
     nearest = griddata(known, values, grid, method="nearest")
     try:
         linear = griddata(known, values, grid, method="linear")

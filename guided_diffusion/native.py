@@ -117,12 +117,12 @@ def _fingerprint(compiler: str) -> str:
     parts.append(str(Path(compiler).resolve()))
     with contextlib.suppress(OSError):
         parts.append(str(Path(compiler).resolve().stat().st_mtime_ns))
-    parts.append(_processor())
+    parts.append(processor())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _processor() -> str:
-    """What the processor can do."""
+def processor() -> str:
+    """What the processor can do, as far as the system tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

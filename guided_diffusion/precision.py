@@ -9,23 +9,26 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from guided_diffusion.native import kernel
+from guided_diffusion.probe import fastest_format
 from guided_diffusion.unet import UNetModel
+from util.cli import PRECISION_NAMES
 from util.errors import UserError
 from util.logger import get_logger
 
-PRECISIONS = {
+_TYPES = {
     "fp32": torch.float32,
     "tf32": torch.float32,  # float32 tensors, products of 10-bit mantissas on tensor cores
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+PRECISIONS = {name: _TYPES[name] for name in PRECISION_NAMES}
 # Up to this many pixels a GPU waits for the launches of kernels, which CUDA graphs replay.
 _CUDA_GRAPH_PIXELS = 2 * 256 * 256
 # torch.compile gives up on a function after eight shapes, and each takes a minute or more.
@@ -39,8 +42,8 @@ class Execution:
 
     precision: "fp32", "tf32", "bf16", "fp16", or None for what the model config says
     compile: run it through torch.compile, with static shapes
-    fast: the format that this device is fastest in, on CUDA also compiled; a given precision
-      stays. Compiling for a processor takes minutes, so there it has to be asked for.
+    fast: the format that this device is fastest in; a given precision stays. On CUDA also
+      compiled, on a processor with the kernel of native.py where a compiler is found
     """
 
     precision: str | None = None
@@ -187,14 +190,8 @@ class AcceleratedNetwork:
         self.execution = execution
         self.tf32 = execution.precision == "tf32"
         self.scaled = execution.precision == "fp16"
+        self.channels_last = _lay_out(network, execution, device)
         network.set_precision(PRECISIONS[execution.precision or "fp32"])
-        native = execution.fast and device.type == "cpu" and kernel() is not None
-        network.use_native(native)
-        # Without the kernel, a processor's group normalisation of that layout costs more than
-        # the convolutions gain.
-        self.channels_last = native or (device.type == "cuda" and execution.precision != "fp32")
-        if self.channels_last:
-            network.to(memory_format=torch.channels_last)
         self.compile = execution.compile
         self.compile_seconds = 0.0
         self._compiled: dict[tuple, Callable] = {}
@@ -287,4 +284,21 @@ def accelerate(
     """`network`, on `device`, ready to run as `execution` says (see `Execution.resolve`)."""
     device = torch.device(device)
     resolved = execution.resolve(network.config.use_fp16, device)
-    return AcceleratedNetwork(network.to(device), resolved, device)
+    network.to(device)
+    chosen = resolved.fast and execution.precision is None
+    if chosen and device.type == "cpu" and resolved.precision == "bf16":
+        last = _lay_out(network, resolved, device)
+        resolved = replace(resolved, precision=fastest_format(network, last))
+    return AcceleratedNetwork(network, resolved, device)
+
+
+def _lay_out(network: UNetModel, execution: Execution, device: torch.device) -> bool:
+    """Bring the weights into the layout that is fastest; whether that is channels_last."""
+    native = execution.fast and device.type == "cpu" and kernel() is not None
+    network.use_native(native)
+    # Without the kernel, a processor's group normalisation of that layout costs more than the
+    # convolutions gain.
+    last = native or (device.type == "cuda" and execution.precision != "fp32")
+    if last:
+        network.to(memory_format=torch.channels_last)
+    return last

@@ -8,7 +8,8 @@ import pytest
 from tests.tiny import ROOT
 from util import compute_metric, make_table
 from util.config.shipped import find_config
-from util.runs.arguments import load_config, parse_args
+from util.runs.arguments import parse_args
+from util.runs.loading import load_config
 from util.tables.spec import load_spec
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

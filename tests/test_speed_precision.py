@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from guided_diffusion import precision
+from guided_diffusion import precision, probe
 from guided_diffusion.precision import AcceleratedNetwork, Execution, accelerate, gradient_scale
 from tests import golden_data
 from util.errors import UserError
@@ -142,3 +142,23 @@ def test_a_compiler_that_fails_leaves_the_network_as_it_is(monkeypatch, caplog):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert "no C++ compiler" in caplog.text
     assert "without --compile" in caplog.text
+
+
+def test_fast_takes_what_was_measured_to_be_fastest(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: True)
+    measured = []
+    for winner, seconds in (("bf16", {torch.float32: 2.0, torch.bfloat16: 1.0}), ("fp32", {})):
+
+        def clock(network, side, last, seconds=seconds):
+            measured.append(side)
+            return seconds.get(network.dtype, 3.0 if network.dtype == torch.bfloat16 else 1.0)
+
+        monkeypatch.setattr(probe, "_seconds", clock)
+        for _ in range(2):  # the second time it is known
+            network = accelerate(golden_data.network(CONFIG, 3), Execution(fast=True), CPU)
+            assert network.execution.precision == winner
+        assert len(measured) == 2
+        measured.clear()
+        for file in tmp_path.glob("dpps/fast_*.json"):
+            file.write_text("{")  # a broken note is measured again

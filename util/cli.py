@@ -1,17 +1,23 @@
 """What the command lines of this project share."""
 
+from __future__ import annotations
+
 import argparse
 import functools
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from util.errors import UserError
 from util.streams import make_patient
+
+if TYPE_CHECKING:
+    import torch  # takes seconds, which --help and a wrong argument need not wait for
+
+# Number formats that the network runs in; guided_diffusion/precision.py knows what they are.
+PRECISION_NAMES = ("fp32", "tf32", "bf16", "fp16")
 
 
 def report_errors(main: Callable[..., int]) -> Callable[..., int]:
@@ -88,6 +94,8 @@ def add_device(arguments: _Arguments, what: str = "") -> None:
 
 def resolve_device(name: str) -> torch.device:
     """The device called `name` ("auto": the best there is); UserError if it is not there."""
+    import torch
+
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda:0")

@@ -1,12 +1,15 @@
 """SHA-256 of files, folders, arrays and settings: what tells one input of a run from another."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 _BLOCK = 1 << 20  # bytes read at a time
 _SHORT = 16  # hex digits of a mark
@@ -38,6 +41,8 @@ def path_mark(path: str | Path) -> str:
 
 def array_mark(array: np.ndarray) -> str:
     """Mark of an array's values."""
+    import numpy as np
+
     return _mark(hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest())
 
 

@@ -35,9 +35,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from guided_diffusion.precision import PRECISIONS
 from util.atomic import save_atomically
-from util.cli import add_device, add_plugin, add_set, command_parser, report_errors, resolve_device
+from util.cli import (
+    PRECISION_NAMES,
+    add_device,
+    add_plugin,
+    add_set,
+    command_parser,
+    report_errors,
+    resolve_device,
+)
 from util.errors import UserError
 from util.logger import get_logger
 from util.metrics.base import metric_names
@@ -62,8 +69,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--limit", type=int, metavar="N", help="the first N images only")
     add("--seeds", type=int, nargs="+", metavar="K", help="seeds, instead of the table's")
     add("--batch_size", type=int, metavar="B", help="images restored at a time")
-    add("--precision", choices=tuple(PRECISIONS), help="of the network, instead of the table's")
-    add("--compile", action="store_true", help="run the network through torch.compile")
+    add("--precision", choices=PRECISION_NAMES, help="of the network, instead of the table's")
+    add("--fast", action="store_true", help="as of sample_condition.py, but for the precision")
     add("--data_root", metavar="DIR", help="a folder of images, instead of the table's data")
     add(
         "--metrics",
@@ -107,8 +114,8 @@ def load_table(path: str, args: argparse.Namespace) -> TableSpec:
 class Writer:
     """Writes a table's files after every cell, so that an interrupted one can be looked at."""
 
-    def __init__(self, folder: Path, name: str, compile: bool) -> None:
-        self.folder, self.name, self.compile = folder, name, compile
+    def __init__(self, folder: Path, name: str, fast: bool) -> None:
+        self.folder, self.name, self.fast = folder, name, fast
 
     def __call__(self, table: TableResult) -> None:
         image = write_figure(self.folder / f"{self.name}.png", table)
@@ -117,7 +124,7 @@ class Writer:
         write(self.folder / f"{self.name}.csv", to_csv(table))
         lines = [
             f"# {result.cell.row.name}, {result.cell.task.name}\n"
-            + result.cell.command(table.spec.seeds[0], table.spec.limit, self.compile)
+            + result.cell.command(table.spec.seeds[0], table.spec.limit, self.fast)
             for row in table.cells
             for result in row
             if result.cell.row.method
@@ -151,7 +158,7 @@ def report(
     made: Sequence[tuple[str, TableResult]],
     command: str,
     device: torch.device,
-    compile: bool,
+    fast: bool,
 ) -> None:
     """One document with all tables; figures are written beside it."""
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -177,7 +184,7 @@ def report(
             parts += [
                 f"One cell alone ({cell.row.name}, {cell.task.name}):",
                 "",
-                "    " + cell.command(table.spec.seeds[0], table.spec.limit, compile),
+                "    " + cell.command(table.spec.seeds[0], table.spec.limit, fast),
                 "",
             ]
     write(path, "\n".join(parts))
@@ -190,13 +197,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     specs = [(Path(path).stem, load_table(path, args)) for path in args.tables]
     device = resolve_device(args.device)
     options = parse_options(args, device)
-    runner = Runner(Path(args.cache), device, args.dry_run, args.compile)
+    runner = Runner(Path(args.cache), device, args.dry_run, args.fast)
     made = []
     # What the last table needs is missed before the first one runs.
     scorers = [Scorer(spec.metrics, options) for _, spec in specs]
     try:
         for (name, spec), scorer in zip(specs, scorers, strict=True):
-            table = run_table(spec, runner, scorer, Writer(Path(args.out), name, args.compile))
+            table = run_table(spec, runner, scorer, Writer(Path(args.out), name, args.fast))
             made.append((name, table))
             print(markdown(table))
             get_logger().info("wrote %s/%s.md, .tex, .csv, .png", args.out, name)
@@ -206,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.report is not None:
         words = sys.argv[1:] if argv is None else argv
         command = shlex.join(["python", "-m", "util.make_table", *words])
-        report(Path(args.report), made, command, device, args.compile)
+        report(Path(args.report), made, command, device, args.fast)
     return 1 if any(table.failed for _, table in made) else 0
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,8 @@ def paired_difference(
         return Paired(mean, None, None, len(differences))
     if np.ptp(differences) == 0:  # scipy would return nan
         return Paired(mean, mean, mean, len(differences))
+    from scipy import stats  # slow to import
+
     interval = stats.ttest_1samp(differences, 0.0).confidence_interval(confidence)
     return Paired(mean, float(interval.low), float(interval.high), len(differences))
 

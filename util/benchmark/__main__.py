@@ -76,8 +76,7 @@ class Benchmark:
     def run(self) -> Report:
         plain_rows = self._plain_rows() if not self.args.no_plain else {}
         for mode in self.args.modes:
-            precision, _, compiled = mode.partition("+")
-            execution = Execution(precision, bool(compiled))
+            execution = parse_mode(mode)
             network = accelerate(random_network(self.config), execution, self.device)
             for batch in self.args.batch_sizes:
                 for task in self.args.tasks:
@@ -182,8 +181,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--modes",
         type=_list(str),
-        help='comma list of precisions, each with "+compile" or not (default: fp32 and the '
-        "device's fastest)",
+        help='comma list of precisions, each with "+fast", "+compile" or nothing (default: fp32, '
+        "and --fast in the formats that the device has)",
     )
     add("--repeats", type=int, default=3, help="timed steps a row, the median counts")
     add("--no_plain", action="store_true", help="leave the plain loop out")
@@ -204,15 +203,29 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         if task not in TASKS:
             raise UserError(f"--tasks {task}: expected some of {', '.join(TASKS)}")
     for mode in args.modes or ():
-        precision, plus, rest = mode.partition("+")
-        if precision not in PRECISIONS or rest != ("compile" if plus else ""):
-            raise UserError(
-                f'--modes {mode}: expected {", ".join(PRECISIONS)}, "+compile" after it or not'
-            )
+        parse_mode(mode)
     numbers = (*args.batch_sizes, args.repeats, args.limit, args.seeds)
     if min(numbers) < 1 or (args.threads is not None and args.threads < 1):
         raise UserError("--batch_sizes, --repeats, --threads, --limit, --seeds: at least 1")
     return args
+
+
+def parse_mode(mode: str) -> Execution:
+    """What "bf16", "bf16+fast" or "bf16+compile" means; UserError for anything else."""
+    precision, plus, rest = mode.partition("+")
+    if precision not in PRECISIONS or rest not in (("fast", "compile") if plus else ("",)):
+        raise UserError(
+            f'--modes {mode}: expected {", ".join(PRECISIONS)}, with "+fast" or "+compile" after '
+            "it or not"
+        )
+    return Execution(precision, rest == "compile", rest == "fast")
+
+
+def default_modes(device: torch.device) -> list[str]:
+    fastest = fastest_precision(device)
+    if device.type != "cpu":
+        return list(dict.fromkeys(["fp32", fastest]))
+    return list(dict.fromkeys(["fp32", "fp32+fast", f"{fastest}+fast"]))
 
 
 @report_errors
@@ -230,9 +243,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures = compare_operators(args, size, device)
     else:
         if args.modes is None:
-            args.modes = list(dict.fromkeys(["fp32", fastest_precision(device)]))
+            args.modes = default_modes(device)
         for mode in args.modes:
-            Execution(mode.partition("+")[0]).resolve(False, device)
+            parse_mode(mode).resolve(False, device)
         print(header())
         report = Benchmark(args, device).run()
         print(

@@ -1,15 +1,11 @@
 """The command line of sample_condition.py."""
 
 import argparse
-import json
-import os
 
-from guided_diffusion.precision import PRECISIONS
-from util.cli import add_plugin, add_set, command_parser
-from util.config.run_config import RunConfig, load_run_config
+from util.cli import PRECISION_NAMES, add_plugin, add_set, command_parser
+from util.config.schema import read_yaml
 from util.config.shipped import find_config, shipped
 from util.errors import UserError
-from util.plugins import load_plugins
 
 
 def parse_args(argv: list[str] | None, text: str) -> argparse.Namespace:
@@ -79,7 +75,9 @@ def _find_configs(args: argparse.Namespace) -> None:
     if args.model_config is None:
         args.model_config = "demo"
     for kind in ("model", "diffusion", "task"):
-        setattr(args, f"{kind}_config", find_config(getattr(args, f"{kind}_config"), kind))
+        path = find_config(getattr(args, f"{kind}_config"), kind)
+        read_yaml(path)  # one that cannot be read is refused before torch is loaded
+        setattr(args, f"{kind}_config", path)
 
 
 def _add_images(group: argparse._ArgumentGroup) -> None:
@@ -133,9 +131,14 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
     add("--gpu", type=int, metavar="N", help="CUDA device; the same as --device cuda:N")
     add("--device", help="cuda, cuda:N, mps, cpu; left out: the best there is")
     add("--batch_size", metavar="B", help="images at a time, or auto: what fits; left out: 1")
-    add("--precision", choices=PRECISIONS, help="of the network (default: the model config's)")
-    add("--compile", action="store_true", help="run the network through torch.compile")
-    add("--fast", action="store_true", help="fastest precision; on CUDA also --compile and auto")
+    add("--precision", choices=PRECISION_NAMES, help="of the network (default: the model config's)")
+    add("--compile", action="store_true", help="run the network through torch.compile (GPUs)")
+    add(
+        "--fast",
+        action="store_true",
+        help="fastest precision and --batch_size auto; on CUDA also --compile, on a processor a "
+        "kernel that is built in seconds, once, where there is a C++ compiler",
+    )
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -163,45 +166,3 @@ def _batch_size(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f'--batch_size {text}: expected a whole number from 1 up, or "auto"')
     return int(text)
-
-
-def load_config(args: argparse.Namespace) -> RunConfig:
-    """The three configs with --set and the shorthands for config keys; plug-ins come before."""
-    load_plugins(args.plugins)
-    if args.data_root is not None and args.measurements is not None:
-        raise UserError("--data_root holds clean images, --measurements degraded ones; give one")
-    given = {
-        "task.data.name": args.measurements and "measurements",
-        "task.data.root": args.data_root or args.measurements,
-        "task.data.fit": args.fit,
-        "task.data.border": args.border,
-        "task.measurement.operator.kernel": args.kernel,
-        "task.measurement.operator.kernel_is": args.kernel_is,
-        "task.measurement.mask_opt.mask": args.masks,
-        "task.measurement.mask_opt.mask_is": args.mask_is,
-        "task.measurement.mask_opt.keep_known": args.keep_known,
-    }
-    # JSON is YAML that quotes every path in it.
-    shorthands = [f"{key}={json.dumps(v)}" for key, v in given.items() if v is not None]
-    overrides = [*shorthands, *args.overrides]
-    if args.steps is not None:
-        if any(o.strip().startswith("diffusion.timestep_respacing") for o in overrides):
-            raise UserError("--steps and diffusion.timestep_respacing both say it; give one")
-        overrides.insert(0, f"diffusion.num_steps={args.steps}")
-    config = load_run_config(args.model_config, args.diffusion_config, args.task_config, overrides)
-    root = config.task.data.params.get("root", "")
-    chosen = any(o.strip().startswith("task.data") for o in overrides)
-    if root and not chosen and not os.path.isdir(root):
-        raise UserError(
-            f"no folder of images: give --data_root FOLDER, or --measurements FOLDER for damaged "
-            f"ones (the config names {root}, which is not there)"
-        )
-    if args.data_root is not None and config.task.data.name == "skimage":
-        raise UserError("--data_root: task.data.name skimage has no folder; leave one of them out")
-    operator = config.task.operator.name
-    for name in ("masks", "mask_is", "keep_known"):
-        if getattr(args, name) is not None and operator != "inpainting":
-            raise UserError(f"--{name}: the operator is {operator}, only inpainting has masks")
-    if args.mask_is is not None and (config.task.mask_opt is None or not config.task.mask_opt.mask):
-        raise UserError("--mask_is says what white means in --masks; give --masks as well")
-    return config

@@ -71,10 +71,10 @@ class Runner:
         cache: Path,
         device: torch.device,
         dry_run: bool = False,
-        compile: bool = False,
+        fast: bool = False,
     ) -> None:
         self.dry_run = dry_run
-        self.compile = compile
+        self.fast = fast
         self.cache = cache
         self.device = device
         if next(cache.glob("*/seed_*/cell.json"), None) is not None:
@@ -158,7 +158,9 @@ class Runner:
         key = f"{model} {cell.precision}"
         if key not in self._priors:
             self._priors.clear()  # one network in memory at a time
-            execution = Execution(cell.precision, self.compile)
+            # The precision is part of what a cell is; how fast it is computed is not.
+            plain = Execution(cell.precision).resolve(model.unet.use_fp16, self.device)
+            execution = dataclasses.replace(plain, fast=self.fast)
             self._priors[key] = build_prior(model, diffusion, self.device, execution)
         return with_process(self._priors[key], diffusion)
 

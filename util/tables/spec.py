@@ -163,7 +163,7 @@ class Cell:
         effective |= {"plugins": marks} if (marks := plugin_marks()) else {}
         return settings_hash({**effective, "measurement_seed": self.measurement_seed})
 
-    def command(self, seed: int, limit: int | None, compile: bool = False) -> str:
+    def command(self, seed: int, limit: int | None, fast: bool = False) -> str:
         """The sample_condition.py command that makes the same images."""
         names = ("--model_config", "--diffusion_config", "--task_config")
         words = ["python3", "sample_condition.py"]
@@ -175,8 +175,11 @@ class Cell:
         words += ["--seed", str(seed)]
         if self.measurement_seed not in (None, seed):
             words += ["--measurement_seed", str(self.measurement_seed)]
-        words += [] if self.precision is None else ["--precision", self.precision]
-        words += ["--compile"] if compile else []
+        precision = self.precision
+        if fast:  # which would choose a precision where none is given
+            precision = precision or ("fp16" if self.config.model.unet.use_fp16 else "fp32")
+            words += ["--fast"]
+        words += [] if precision is None else ["--precision", precision]
         words += [] if limit is None else ["--limit", str(limit)]
         return shlex.join(words)
 

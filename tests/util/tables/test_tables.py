@@ -311,8 +311,8 @@ def test_cells_share_a_network(table, monkeypatch):
         {"name": n, "method": "dpps", "set": [f"diffusion.timestep_respacing={n}"]} for n in "234"
     ]
     change(table, rows=rows, compare=None)
-    assert run(table, "--limit", "1", "--compile") == 0
-    assert built == [Execution(None, compile=True)]
+    assert run(table, "--limit", "1", "--fast") == 0
+    assert built == [Execution("fp32", fast=True)]
     assert [float(read_csv(table)[n, "sr", "psnr"]["evaluations"]) for n in "234"] == [2, 3, 4]
 
 
