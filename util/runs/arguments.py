@@ -128,6 +128,12 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
 
 def _add_running(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    add(
+        "--plan",
+        action="store_true",
+        help="say what would be restored, in what time and into how many bytes, and do nothing; a "
+        "few steps of the first image are timed",
+    )
     add("--gpu", type=int, metavar="N", help="CUDA device; the same as --device cuda:N")
     add("--device", help="cuda, cuda:N, mps, cpu; left out: the best there is")
     add("--batch_size", metavar="B", help="images at a time, or auto: what fits; left out: 1")

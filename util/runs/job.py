@@ -6,12 +6,13 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from data.dataloader import output_name
-from guided_diffusion.precision import AcceleratedNetwork
+from guided_diffusion.precision import AcceleratedNetwork, Execution
 from util.atomic import sweep
 from util.logger import get_logger
 from util.runs.distributed import was_restarted
+from util.runs.forecast import forecast
 from util.runs.interrupt import Interrupted
-from util.runs.plan import Plan, least_bytes, make_plan, result_settings
+from util.runs.plan import Plan, foresee, least_bytes, make_plan, result_settings
 from util.runs.report import Outcome, final_report
 from util.runs.restoration import Restoration
 
@@ -48,14 +49,26 @@ class Job:
                 log.info("%d of them finished before; %d to go", plan.finished, len(plan.names))
         return plan
 
-    def _prepare(self, names: Sequence[str], overwrite: bool) -> Plan:
-        restoration, results = self.restoration, self.results
-        execution = cast(AcceleratedNetwork, restoration.prior.model).execution
-        precision = execution.precision or "fp32"  # never None once resolved
-        pixels = result_settings(
+    def foretell(self, names: Sequence[str], overwrite: bool = False) -> str:
+        """What restoring `names` would cost; nothing is written."""
+        plan = foresee(self.results, self._pixels(), self.restoration.sources, names, overwrite)
+        return str(forecast(self.restoration, plan.names, plan.finished))
+
+    @property
+    def _execution(self) -> Execution:
+        return cast(AcceleratedNetwork, self.restoration.prior.model).execution
+
+    def _pixels(self) -> dict[str, Any]:
+        """The settings that decide the pixels."""
+        restoration = self.restoration
+        precision = self._execution.precision or "fp32"  # never None once resolved
+        return result_settings(
             restoration.config, self.settings, self.dataset, restoration.operator, precision
         )
-        plan = make_plan(results, pixels, restoration.sources, names, overwrite)
+
+    def _prepare(self, names: Sequence[str], overwrite: bool) -> Plan:
+        restoration, results, execution = self.restoration, self.results, self._execution
+        plan = make_plan(results, self._pixels(), restoration.sources, names, overwrite)
         sweep(results.root)
         operator, count, steps = restoration.operator, len(plan.names), restoration.steps
         results.check_space(least_bytes(self.settings, self.dataset, operator, count, steps))

@@ -87,7 +87,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first} (--verbose shows where)"
 
 
-class _Counting(nn.Module):
+class Counting(nn.Module):
     """A network that counts the images it has seen, and asks before each whether to go on: a step
     of a large photograph has hundreds of windows."""
 
@@ -197,8 +197,7 @@ class Restoration:
         try:
             for _ in range(_READINGS):
                 photograph, mark = read()
-                case = self.builder.measure(name, photograph)
-                case = dataclasses.replace(case, source=mark, start=self._start(case.operator))
+                case = self._measured(name, photograph, mark)
                 if self.sources.unchanged(name, mark):
                     return case
                 read = functools.partial(self._read, name)
@@ -210,6 +209,10 @@ class Restoration:
                 return _NO_MEMORY
             self._fail(name, _reason(error))
         return None
+
+    def _measured(self, name: str, photograph: Photograph, mark: dict[str, Any]) -> Case:
+        case = self.builder.measure(name, photograph)
+        return dataclasses.replace(case, source=mark, start=self._start(case.operator))
 
     def _start(self, operator: Operator) -> int | None:
         """Where sampling begins for images of this operator; worked out once for a size, unless
@@ -230,7 +233,7 @@ class Restoration:
             prior = dataclasses.replace(self.prior, model=uncompiled(self.prior.model))
 
             def try_steps(size: int) -> None:
-                batch, noise = self._pose([case] * size, prior)
+                batch, noise = self.pose([case] * size, prior)
                 x = self.method.start(batch.problem, noise)
                 first = self.method.first_step(batch.prior.diffusion)
                 for t in (first, 1, 0):
@@ -277,15 +280,28 @@ class Restoration:
         for start in range(0, len(cases), size):
             self._restore(cases[start : start + size])
 
-    def _pose(self, cases: Sequence[Case], prior: Prior) -> tuple[Batch, PerImageNoise]:
+    def case(self, name: str) -> Case:
+        """The image called `name`, measured; nothing is recorded. UserError where it cannot be."""
+        return self._measured(name, *self._read(name))
+
+    def fitting(self, case: Case, remaining: int) -> int:
+        """Images like `case` to restore at a time, of `remaining`."""
+        return self._batch_size(case, remaining)
+
+    def counting(self) -> "Counting":
+        """The network, counting what it is asked for."""
+        return Counting(self.prior.model, self.stop)
+
+    def pose(self, cases: Sequence[Case], prior: Prior) -> tuple[Batch, PerImageNoise]:
+        """The problem of cases of one size and start, and the draws that belong to them."""
         keys = [ImageKey(self.settings.seed, case.key.name) for case in cases]
         batch = self.builder.pose(list(cases), prior)
         return batch, PerImageNoise(keys, self.settings.device)
 
     def _restore_whole(self, cases: Sequence[Case]) -> "_Finished":
         started, compiled = time.perf_counter(), self._compile_seconds()
-        counting = _Counting(self.prior.model, self.stop)
-        batch, noise = self._pose(cases, dataclasses.replace(self.prior, model=counting))
+        counting = self.counting()
+        batch, noise = self.pose(cases, dataclasses.replace(self.prior, model=counting))
         self._show_kernel(cases[0])
         if isinstance(batch.prior.model, TiledModel) and len(batch.prior.model.tiling) > 1:
             get_logger().info(
