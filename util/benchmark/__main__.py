@@ -3,6 +3,7 @@
   python -m util.benchmark                                       # demo network, a few minutes
   python -m util.benchmark --model_config configs/model_config.yaml --device cuda \\
       --batch_sizes 1,4,16,32 --modes fp32,tf32,bf16,bf16+compile --json h100.json
+  python -m util.benchmark gpu --help                            # all that a GPU has to tell
   python -m util.benchmark --operators
   python -m util.benchmark --compare_fast --data_root DIR --limit 16 --seeds 3
 
@@ -27,6 +28,7 @@ from guided_diffusion.precision import PRECISIONS, Execution, accelerate, fastes
 from guided_diffusion.sampling import Prior
 from guided_diffusion.unet import UNetModel
 from models.checkpoint import model_config
+from util.benchmark import gpu
 from util.benchmark.case import (
     Case,
     Clock,
@@ -230,6 +232,9 @@ def default_modes(device: torch.device) -> list[str]:
 
 @report_errors
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] == "gpu":
+        return gpu.main(argv[1:])
     args = parse_args(argv)
     if args.json and not Path(args.json).resolve().parent.is_dir():
         raise UserError(f"--json {args.json}: no such folder")

@@ -9,6 +9,7 @@ from guided_diffusion.condition_methods import ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.unet import UNetConfig
 from util.benchmark import __main__ as benchmark
+from util.benchmark import gpu
 
 TINY = """
 image_size: 32
@@ -119,3 +120,39 @@ def test_operators_agree_with_their_dense_forms(config, tmp_path):
 def test_bad_options_are_explained(config, options, capsys):
     assert run(config, *options) == 2
     assert capsys.readouterr().err.startswith("error: --")
+
+
+def test_a_session_with_a_gpu_is_rehearsed(config, tmp_path, capsys):
+    """All of it on the processor, with a tiny network."""
+    out = tmp_path / "gpu"
+    options = ["--model_configs", config, "--image_size", "32", "--repeats", "1"]
+    arguments = ["gpu", *options, "--minutes", "2", "--device", "cpu", "--out", str(out)]
+    assert benchmark.main(arguments) == 0
+    figures = json.loads(out.with_suffix(".json").read_text())
+    assert len(figures["checks"]) >= 7
+    assert all(check["passed"] for check in figures["checks"])
+    modes = {row["mode"] for row in figures["timings"]}
+    assert {"plain fp32", "fp32", "fp32+fast"} <= modes
+    assert len(figures["profile"]) == 10
+    assert not figures["left_out"]
+    page = out.with_suffix(".md").read_text()
+    assert "| super_resolution" not in page
+    assert "operator phase_retrieval" in page
+
+
+def test_a_session_ends_in_time_and_says_what_it_left_out(config, tmp_path):
+    out = tmp_path / "gpu"
+    options = ["--model_configs", config, "--image_size", "32", "--minutes", "0.0001"]
+    assert benchmark.main(["gpu", *options, "--device", "cpu", "--out", str(out)]) == 0
+    figures = json.loads(out.with_suffix(".json").read_text())
+    assert not figures["timings"]
+    assert any("the time was over" in line for line in figures["left_out"])
+    assert "Left out: model, the published loop's way" in out.with_suffix(".md").read_text()
+
+
+def test_a_check_that_fails_is_seen(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "_OPERATOR_TOLERANCE", -1.0)
+    out = tmp_path / "gpu"
+    options = ["--model_configs", config, "--image_size", "32", "--minutes", "0.0001"]
+    assert benchmark.main(["gpu", *options, "--device", "cpu", "--out", str(out)]) == 1
+    assert "**failed**" in out.with_suffix(".md").read_text()
