@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 from torch.utils.checkpoint import checkpoint
 
-from guided_diffusion.fused_norm import is_channels_last, normalised
+from guided_diffusion.fused_norm import normalised
 from util.errors import UserError
 
 _DEFAULT_CHANNEL_MULT = {
@@ -196,17 +195,24 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         frozen = not self.weight.requires_grad and torch.is_grad_enabled() and x.requires_grad
-        # GPUs choose their layout by the input, so that there it would have to be kept.
+        # Measured on processors alone, and where torch.compile does not decide what is kept.
         if frozen and x.device.type == "cpu" and not torch.compiler.is_compiling():
             return _FrozenConvolution.apply(x, self)
         return super().forward(x)
 
     def evaluate(self, x: Tensor) -> Tensor:
-        if self.kernel_size == (1, 1) and x.device.type == "cpu" and is_channels_last(x):
-            # Every pixel is a row: one matrix product, which torch's convolution of 1x1 is not.
-            pixels = x.permute(0, 2, 3, 1)
-            return F.linear(pixels, self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
-        return super().forward(x)
+        if self.kernel_size != (1, 1) or x.device.type != "cpu":
+            return super().forward(x)
+        y = _mixed(x, self.weight[:, :, 0, 0])
+        return y if self.bias is None else y.add_(self.bias[:, None, None])
+
+
+def _mixed(x: Tensor, matrix: Tensor) -> Tensor:
+    """matrix [O, C] on the channels of x [B, C, H, W], in the layout of x: what torch's own
+    convolution of 1x1 is slow at on processors."""
+    if x.stride(1) == 1 and x.shape[1] > 1:  # channels_last, or a slice of such a tensor
+        return F.linear(x.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
+    return (matrix @ x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 class _FrozenConvolution(torch.autograd.Function):
@@ -218,10 +224,16 @@ class _FrozenConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor, None]:
         conv = ctx.conv
-        if conv.kernel_size == (1, 1) and is_channels_last(dy):
-            pixels = dy.permute(0, 2, 3, 1)
-            return (pixels @ conv.weight[:, :, 0, 0]).permute(0, 3, 1, 2), None
-        return conv2d_input(ctx.shape, conv.weight, dy, conv.stride, conv.padding), None
+        if conv.kernel_size == (1, 1):
+            return _mixed(dy, conv.weight[:, :, 0, 0].T), None
+        # The transpose of a convolution, which unlike its backward pass needs no input.
+        spare = [
+            (side + 2 * p - k) % stride
+            for side, p, k, stride in zip(
+                ctx.shape[2:], conv.padding, conv.kernel_size, conv.stride, strict=True
+            )
+        ]
+        return F.conv_transpose2d(dy, conv.weight, None, conv.stride, conv.padding, spare), None
 
 
 class Upsample(nn.Module):
