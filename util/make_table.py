@@ -10,6 +10,9 @@ Examples:
   python -m util.make_table configs/tables/demo.yaml --data_root PHOTOGRAPHS --seeds 0 1 2 \\
       --set model.image_size=256 --set diffusion.timestep_respacing=100
 
+  # Cells divided between eight GPUs; a paper's table is one job
+  torchrun --nproc_per_node=8 -m util.make_table configs/tables/ffhq.yaml --data_root FFHQ
+
   # Several tables and one document about them
   python -m util.make_table configs/tables/ablation_*.yaml --report docs/results.md
 
@@ -50,9 +53,11 @@ from util.logger import get_logger
 from util.metrics.base import metric_names
 from util.metrics.perceptual import add_metric_options, parse_options
 from util.plugins import load_plugins
+from util.runs.distributed import join_world, local_device
+from util.runs.interrupt import StopRequest
 from util.tables.cells import Runner
 from util.tables.figure import figure
-from util.tables.measure import Scorer, TableResult, run_table
+from util.tables.measure import Scorer, TableResult, restore_share, run_table
 from util.tables.render import latex, markdown, to_csv
 from util.tables.spec import TableSpec, check_spec, load_spec
 
@@ -195,13 +200,20 @@ def report(
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     specs = [(Path(path).stem, load_table(path, args)) for path in args.tables]
-    device = resolve_device(args.device)
+    world = join_world()
+    device = resolve_device(local_device(args.device))
     options = parse_options(args, device)
     runner = Runner(Path(args.cache), device, args.dry_run, args.fast)
-    made = []
+    made: list[tuple[str, TableResult]] = []
     # What the last table needs is missed before the first one runs.
     scorers = [Scorer(spec.metrics, options) for _, spec in specs]
     try:
+        if world.size > 1 and not args.dry_run:
+            with world.alive():
+                restore_share([spec for _, spec in specs], runner, world)
+            if not world.is_first:
+                return 0
+            world.wait_for_others(StopRequest())  # what a lost rank has left is done below
         for (name, spec), scorer in zip(specs, scorers, strict=True):
             table = run_table(spec, runner, scorer, Writer(Path(args.out), name, args.fast))
             made.append((name, table))

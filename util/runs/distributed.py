@@ -5,9 +5,11 @@ done (gloo, on GPUs nccl); afterwards each only leaves its counts in torchrun's 
 so no rank can hang another one.
 """
 
+import contextlib
 import os
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -91,6 +93,24 @@ class World:
                 self._store.set(f"end/{self.rank}", "1")
         except RuntimeError:  # rank 0's machine is gone; the images of this rank still count
             get_logger().debug("rank %d: the job's key-value store cannot be reached", self.rank)
+
+    @contextlib.contextmanager
+    def alive(self) -> Iterator[None]:
+        """Rank 0 hears meanwhile that this rank works, and afterwards that it has finished."""
+        ended = threading.Event()
+
+        def keep_beating() -> None:
+            while not ended.wait(_BEAT_SECONDS):
+                self.beat(Counts())
+
+        thread = threading.Thread(target=keep_beating, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self.beat(Counts(), last=True)
 
     def others(self) -> Counts:
         """Counts of the other ranks, as far as they have said."""

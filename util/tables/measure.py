@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from util.errors import UnsupportedError, UserError
 from util.hashing import settings_hash
 from util.logger import get_logger
 from util.metrics.base import MetricOptions, get_metric
+from util.runs.distributed import World
 from util.statistics import (
     LEAST_SEEDS,
     Mean,
@@ -170,6 +172,26 @@ def photographs(
     if not readable:
         raise UserError(f"none of the {len(names)} images can be read; the first: {notes[0]}")
     return readable, notes
+
+
+def restore_share(specs: Sequence[TableSpec], runner: Runner, world: World) -> None:
+    """Restore what this rank has to restore of the tables: cells and seeds in turn, those that
+    tables share once. What goes wrong with a cell is said by the rank that writes the table."""
+    work: dict[Any, tuple[Cell, int, list[str], int]] = {}
+    for spec in specs:
+        cells = build_cells(spec)
+        names, _ = photographs(cells, runner, spec.limit)
+        for cell in (cell for row in cells for cell in row):
+            for seed in spec.seeds:
+                work.setdefault((cell.key, seed), (cell, seed, names, spec.batch_size))
+    share, log = list(work.values())[world.rank :: world.size], get_logger()
+    for i, (cell, seed, names, batch_size) in enumerate(share):
+        title = f"{cell.row.name}, {cell.task.name}, seed {seed}"
+        log.info("rank %d: %d/%d %s", world.rank, i + 1, len(share), title)
+        try:
+            runner.run(cell, seed, names, batch_size)
+        except Exception as error:
+            log.debug("rank %d: %s: %s", world.rank, title, describe(error))
 
 
 def run_table(

@@ -3,7 +3,11 @@
 import csv
 import dataclasses
 import json
+import os
 import shlex
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -473,3 +477,37 @@ def test_shipped_tables_are_valid(name, monkeypatch):
     kinds = [row[0].row.baseline for row in made]
     assert kinds[:2] == ["measurement", "classical"] or kinds[:2] == ["inverse", None]
     assert len({cell.key for row in made[2:] for cell in row}) == len(made[2:]) * len(spec.tasks)
+
+
+def finished_files(folder):
+    """Pictures and measurements of all cells."""
+    kinds = (".png", ".npy")
+    paths = [path for path in folder.rglob("*") if path.suffix in kinds]
+    return {path.relative_to(folder): path.read_bytes() for path in paths}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_ranks_divide_the_cells_and_one_writes_the_table(table):
+    """The same images and figures as of one process; nothing is restored twice."""
+    cache = table.parent / "cache"
+    assert run(table, "--limit", "2") == 0
+    expected, figures = finished_files(cache), read_csv(table)
+    assert expected
+    shutil.rmtree(cache)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "util.make_table", str(table), "--limit=2", "--device=cpu"]
+    command += [f"--out={table.parent / 'out'}", f"--cache={cache}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "rank 0: 1/" in done.stderr
+    assert "rank 1: 1/" in done.stderr
+    assert finished_files(cache) == expected
+    for cell, row in read_csv(table).items():
+        if cell[2] != "seconds":
+            assert row["mean"] == figures[cell]["mean"]
+    for manifest in cache.rglob("*.jsonl"):
+        names = [json.loads(line).get("file") for line in manifest.read_text().splitlines()]
+        names = [name for name in names if name is not None]
+        assert len(names) == len(set(names))
