@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 import sample_condition
-from tests.tiny import NAMES, records, result_files
+from tests.tiny import NAMES, ROOT, records, result_files
 from util.runs.results import Results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,7 +37,7 @@ def start(arguments: list[str], log: Path, **environment: str) -> multiprocessin
     """The program in a process of its own; forked from a server, so that torch is imported
     once for all of them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sample_condition"])
+    context.set_forkserver_preload(["util.runs.loading"])
     process = context.Process(target=_child, args=(arguments, environment, str(log)))
     process.start()
     return process
@@ -101,12 +102,53 @@ def test_torchrun_equals_one_process(tiny, images, whole, tmp_path):
     assert output.count("6 finished, 0 failed") == 1  # rank 0 alone reports
 
 
-def ranks(arguments: list[str], log: Path) -> list[multiprocessing.Process]:
-    """Two processes with the environment that torchrun gives."""
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        return str(free.getsockname()[1])
+
+
+def test_two_machines_of_which_one_comes_late_equal_one(tiny, images, whole, tmp_path):
+    """Two groups of torchrun, each as on a machine of its own, with one results folder."""
+    common = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
+    common += [f"--master_port={free_port()}"]
+    groups = []
+    for node in range(2):
+        command = [sys.executable, "-m", "torch.distributed.run", *common, f"--node_rank={node}"]
+        command += [str(ROOT / "sample_condition.py"), *tiny.arguments(images, tmp_path / "out")]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        folder = tmp_path / f"machine{node}"
+        folder.mkdir()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
+        groups.append(subprocess.Popen(command, cwd=folder, env=environment, **pipes))
+        time.sleep(3 if node == 0 else 0)
+    outputs = [group.communicate(timeout=120)[0] for group in groups]
+    assert [group.returncode for group in groups] == [0, 0], outputs
+    results = tmp_path / "out" / "inpainting"
+    assert result_files(results) == result_files(whole / "inpainting")
+    assert len(list(results.glob("manifest.*"))) == 2
+    assert "6 finished, 0 failed" in outputs[0]
+    assert "6 finished" not in outputs[1]
+
+
+@pytest.mark.parametrize("script", ["seeds.sh", "nodes.sh"])
+def test_slurm_scripts_run_by_hand(tiny, images, tmp_path, script):
+    path = ROOT / "examples" / "slurm" / script
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    arguments = tiny.arguments(images, tmp_path / "out", "--limit", "2")
+    if script == "seeds.sh":
+        arguments = [a for a in arguments if not a.startswith("--save_dir")]
+    binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": binaries, "PORT": free_port()}
+    environment |= {"SLURM_ARRAY_TASK_ID": "3", "RESULTS": str(tmp_path / "out")}
+    subprocess.run(["bash", str(path), *arguments], cwd=ROOT, env=environment, check=True)
+    folder = tmp_path / "out" / ("seed_3" if script == "seeds.sh" else ".")
+    assert len(list((folder / "inpainting" / "recon").glob("*.png"))) == 2
+
+
+def ranks(arguments: list[str], log: Path) -> list[multiprocessing.Process]:
+    """Two processes with the environment that torchrun gives."""
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
     return [start(arguments, log, RANK=r, LOCAL_RANK=r, **common) for r in "01"]
 
 
