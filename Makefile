@@ -1,4 +1,4 @@
-# make demo: restore three photographs with the prior that ships here
+# make demo: restore three photographs and a face with the priors that ship here
 # make test: run the tests
 # make lint: check the style
 # Each sets up .venv from nothing first, and again when the requirements change.
@@ -12,7 +12,10 @@ demo: $(VENV)/.installed
 		--diffusion_config=configs/demo_diffusion_config.yaml \
 		--task_config=configs/inpainting_config.yaml \
 		--set task.data.name=skimage --limit 3 --save_dir results/demo
-	@echo "Look at results/demo/inpainting/contact_sheet.png"
+	$(BIN)/python -m util.make_table configs/tables/demo_face.yaml \
+		--out results/demo --cache results/demo/cells
+	@echo "Look at results/demo/inpainting/contact_sheet.png (photographs) and"
+	@echo "results/demo/demo_face.png (a face, five tasks)"
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest

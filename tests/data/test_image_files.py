@@ -114,3 +114,15 @@ def test_pad_and_tile_keep_the_size_and_crop_refuses_small_images(tmp_path):
     assert build(str(tmp_path), "resize", image_size=32).load("a.png").shape == (3, 32, 32)
     with pytest.raises(UserError, match="50x20 is smaller than the model's 32x32; use --fit pad"):
         build(str(tmp_path), "crop", image_size=32).load("a.png")
+
+
+def test_a_face_that_needs_no_download_is_aligned():
+    """Eyes, its darkest spots at that height, lie where those of aligned faces do."""
+    face = DATASETS.get("skimage_face")(image_size=64)
+    (name,) = face.names
+    image = face.load(name)
+    assert image.shape == (3, 64, 64)
+    eyes = image.mean(0)[27:33]
+    left, right = eyes[:, 18:30].min(0).values.argmin(), eyes[:, 34:46].min(0).values.argmin()
+    assert abs(int(left) + 18 - 23.5) <= 2
+    assert abs(int(right) + 34 - 40.25) <= 2

@@ -10,6 +10,7 @@ _GAP = 4
 _HEADER = 22
 _FONT_SIZE = 13
 _LARGEST = 192  # side of one picture; larger ones are shrunk
+_SMALLEST = 128  # smaller ones are enlarged by whole factors, as far as they stay below
 
 
 def figure(table: TableResult) -> Image.Image | None:
@@ -20,6 +21,7 @@ def figure(table: TableResult) -> Image.Image | None:
         return None
     with Image.open(next(iter(label_of.values()))) as first:
         side = min(_LARGEST, max(first.size))
+    side *= max(1, _SMALLEST // side)
     tasks = table.spec.tasks
     pitch = side + _GAP
     titles = ["original", *(row[0].cell.row.name for row in table.cells)]
@@ -62,4 +64,6 @@ def _paste(sheet: Image.Image, path: Path | None, at: tuple[int, int], side: int
         draw.text((at[0] + side / 2, at[1] + side / 2), "-", fill="black", anchor="mm")
         return
     with Image.open(path) as image:
-        sheet.paste(image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), at)
+        enlarged = side % image.width == 0 and image.width == image.height
+        how = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
+        sheet.paste(image.convert("RGB").resize((side, side), how), at)
