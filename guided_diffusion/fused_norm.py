@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from guided_diffusion.native import kernel
 
+_TILE = 32  # kTile of the kernel: channels that it takes together in channels_last
 _NATIVE_TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -101,8 +102,8 @@ class _NativeNorm(torch.autograd.Function):
 
 
 def _dense(x: Tensor) -> Tensor:
-    """x without gaps, in the layout that it has."""
-    return x if is_channels_last(x) else x.contiguous()
+    """x without gaps, in the layout that it has where the kernel can have it."""
+    return x if is_channels_last(x) and x.shape[1] % _TILE == 0 else x.contiguous()
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -2,8 +2,9 @@
 // wanted, and the way back, each in as few passes over memory as the statistics allow.
 //
 // Plain C interface, no headers of torch: built once for a processor (see native.py).
-// x, y and their gradients are float32 or bfloat16 (y also where x is not), contiguous as [batch, channels, pixels] or, with
-// channels_last, as [batch, pixels, channels]. Everything else is float32 and contiguous.
+// x, y and their gradients are float32 or bfloat16 (y also where x is not), contiguous as
+// [batch, channels, pixels] or, with channels_last, as [batch, pixels, channels]. Everything else is
+// float32 and contiguous.
 // Sums run over blocks of fixed size, so that results do not depend on the number of threads.
 
 #include <cmath>

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from guided_diffusion import native
+from guided_diffusion.fused_norm import normalised
 from guided_diffusion.precision import Execution, accelerate
 from guided_diffusion.unet import GroupNorm32
 from tests import golden_data
@@ -68,6 +69,15 @@ def test_gradcheck_in_float64():
 
 
 @needs_kernel
+def test_the_kernel_takes_any_number_of_channels():
+    x = golden_data.normal((2, 12, 5, 7), 1).to(memory_format=LAST)
+    gain, offset = golden_data.normal((2, 2, 12), 2).unbind()
+    found = normalised(x, gain, offset, 4, 1e-5, False, native=True)
+    expected = F.group_norm(x, 4) * gain[..., None, None] + offset[..., None, None]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernel
 def test_threads_do_not_change_the_kernels_results():
     norm, x, scale, shift = case(True, (2, 64, 40, 41))
     x = x.to(memory_format=LAST)
@@ -114,6 +124,7 @@ def test_a_fast_network_is_the_network(precision, tolerance):
 LOOK = """
 import sys
 from guided_diffusion import native
+from guided_diffusion.fused_norm import normalised
 from util.logger import get_logger
 found = native.kernel()
 print("kernel" if found else "none")
