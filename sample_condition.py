@@ -57,7 +57,8 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
     job = load_job(args, stop)
     names = list(job.dataset.names)[: args.limit]
     if args.plan:
-        print(job.foretell(names, args.overwrite))
+        if job.world.is_first:
+            print(job.foretell(names, args.overwrite))
         return 0
     plan = job.begin(names, args.overwrite)
     job.restore(plan)

@@ -42,7 +42,7 @@ _SHAPE = [_I64] * 4 + [_INT] * 4
 
 def cache_folder() -> Path:
     """Where built kernels are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(root) / "dpps"
 
 
@@ -52,7 +52,7 @@ def kernel() -> ctypes.CDLL | None:
     logged. Asked for again, the same."""
     try:
         return _load(_built())
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError, AttributeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         get_logger().info("the fused kernel is not used: %s", reason)
         return None
@@ -96,7 +96,7 @@ def _compile(compiler: str, target: Path) -> None:
     for tuning in _TUNING:
         command = [compiler, *_FLAGS, *tuning, str(_SOURCE), "-o", str(target), *_openmp()]
         done = subprocess.run(  # noqa: S603 - a compiler, no shell
-            command, capture_output=True, text=True, timeout=_SECONDS, check=False
+            command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
         )
         if done.returncode == 0:
             return
@@ -113,7 +113,15 @@ def _openmp() -> list[str]:
 
 def _fingerprint(compiler: str) -> str:
     """Changes with the source, the flags, the compiler, torch and the processor."""
-    parts = [_SOURCE.read_text(), *_FLAGS, str(_TUNING), torch.__version__, platform.machine()]
+    parts = [
+        *platform.libc_ver(),
+        *_openmp(),
+        _SOURCE.read_text(),
+        *_FLAGS,
+        str(_TUNING),
+        torch.__version__,
+        platform.machine(),
+    ]
     parts.append(str(Path(compiler).resolve()))
     with contextlib.suppress(OSError):
         parts.append(str(Path(compiler).resolve().stat().st_mtime_ns))
@@ -127,5 +135,5 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    kinds = ("flags", "Features", "model name")
+    kinds = ("flags", "Features", "model name", "CPU part")
     return "".join(sorted({line for line in lines if line.startswith(kinds)}))

@@ -194,9 +194,14 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        frozen = not self.weight.requires_grad and torch.is_grad_enabled() and x.requires_grad
+        frozen = not any(p.requires_grad for p in self.parameters()) and x.requires_grad
         # Measured on processors alone, and where torch.compile does not decide what is kept.
-        if frozen and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if (
+            frozen
+            and torch.is_grad_enabled()
+            and x.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+        ):
             return _FrozenConvolution.apply(x, self)
         return super().forward(x)
 
@@ -224,6 +229,7 @@ class _FrozenConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor, None]:
         conv = ctx.conv
+        dy = dy.to(conv.weight.dtype)
         if conv.kernel_size == (1, 1):
             return _mixed(dy, conv.weight[:, :, 0, 0].T), None
         # The transpose of a convolution, which unlike its backward pass needs no input.

@@ -208,9 +208,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What the last table needs is missed before the first one runs.
     scorers = [Scorer(spec.metrics, options) for _, spec in specs]
     try:
-        if world.size > 1 and not args.dry_run:
-            with world.alive():
-                restore_share([spec for _, spec in specs], runner, world)
+        if world.size > 1:
+            if not args.dry_run:
+                with world.alive():
+                    restore_share([spec for _, spec in specs], runner, world)
             if not world.is_first:
                 return 0
             world.wait_for_others(StopRequest())  # what a lost rank has left is done below

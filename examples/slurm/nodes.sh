@@ -16,13 +16,13 @@
 set -u
 if command -v scontrol > /dev/null; then
     head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    launch=(srun)
+    launch=(srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
 else
     head=localhost # tried by hand, without SLURM
     launch=()
 fi
-"${launch[@]}" torchrun --nnodes="${SLURM_NNODES:-1}" --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" \
-    --rdzv_id="${SLURM_JOB_ID:-0}" --rdzv_backend=c10d --rdzv_endpoint="$head:${PORT:-29500}" \
+${launch[@]+"${launch[@]}"} torchrun --nnodes="${SLURM_NNODES:-1}" --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" \
+    --rdzv_id="${SLURM_JOB_ID:-0}" --rdzv_backend=c10d --rdzv_endpoint="$head:${PORT:-$((20000 + ${SLURM_JOB_ID:-0} % 10000))}" \
     sample_condition.py "$@" &
 job=$!
 stopped=

@@ -152,8 +152,9 @@ class World:
 
 
 def was_restarted() -> bool:
-    """Whether torchrun started this job again after a rank died (--max_restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    """Whether torchrun (--max_restarts) or SLURM (--requeue) has started this job again."""
+    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(os.environ.get(name, "0") not in ("", "0") for name in counts)
 
 
 def _world_size() -> int:

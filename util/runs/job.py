@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 from data.dataloader import output_name
@@ -50,9 +50,10 @@ class Job:
         return plan
 
     def foretell(self, names: Sequence[str], overwrite: bool = False) -> str:
-        """What restoring `names` would cost; nothing is written."""
+        """What restoring `names` would cost, by all processes; nothing is written."""
         plan = foresee(self.results, self._pixels(), self.restoration.sources, names, overwrite)
-        return str(forecast(self.restoration, plan.names, plan.finished))
+        cost = forecast(self.restoration, plan.names, plan.finished)
+        return str(replace(cost, seconds=cost.seconds / self.world.size))
 
     @property
     def _execution(self) -> Execution:

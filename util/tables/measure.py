@@ -9,7 +9,7 @@ import numpy as np
 
 from data.dataloader import read_image
 from util.compute_metric import read_pair
-from util.errors import UnsupportedError, UserError
+from util.errors import OutputError, UnsupportedError, UserError
 from util.hashing import settings_hash
 from util.logger import get_logger
 from util.metrics.base import MetricOptions, get_metric
@@ -190,8 +190,10 @@ def restore_share(specs: Sequence[TableSpec], runner: Runner, world: World) -> N
         log.info("rank %d: %d/%d %s", world.rank, i + 1, len(share), title)
         try:
             runner.run(cell, seed, names, batch_size)
+        except OutputError:
+            raise
         except Exception as error:
-            log.debug("rank %d: %s: %s", world.rank, title, describe(error))
+            log.warning("rank %d: %s: %s", world.rank, title, describe(error))
 
 
 def run_table(

@@ -177,7 +177,7 @@ class Cell:
             words += ["--measurement_seed", str(self.measurement_seed)]
         precision = self.precision
         if fast:  # which would choose a precision where none is given
-            precision = precision or ("fp16" if self.config.model.unet.use_fp16 else "fp32")
+            precision = precision or "fp32"
             words += ["--fast"]
         words += [] if precision is None else ["--precision", precision]
         words += [] if limit is None else ["--limit", str(limit)]
