@@ -280,13 +280,13 @@ def test_a_signal_ends_a_step_between_windows(tmp_path, files, monkeypatch, eval
             self.signal = 15
             raise Interrupted
 
-    stop_at = restoration._Counting.forward
+    stop_at = restoration.Counting.forward
 
     def forward(self, x, t):
         monkeypatch.setattr(StopRequest, "check", check)
         return stop_at(self, x, t)
 
-    monkeypatch.setattr(restoration._Counting, "forward", forward)
+    monkeypatch.setattr(restoration.Counting, "forward", forward)
     status = run(*arguments, "--measurements", files, "--fit", "tile")
     assert status == 143
     assert len(seen) == evaluations + 1
