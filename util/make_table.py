@@ -208,12 +208,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What the last table needs is missed before the first one runs.
     scorers = [Scorer(spec.metrics, options) for _, spec in specs]
     try:
-        if world.size > 1:
-            if not args.dry_run:
-                with world.alive():
-                    restore_share([spec for _, spec in specs], runner, world)
-            if not world.is_first:
-                return 0
+        if world.size > 1 and not args.dry_run:
+            with world.alive():
+                restore_share([spec for _, spec in specs], runner, world)
+        if not world.is_first:
+            return 0
+        if not args.dry_run:
             world.wait_for_others(StopRequest())  # what a lost rank has left is done below
         for (name, spec), scorer in zip(specs, scorers, strict=True):
             table = run_table(spec, runner, scorer, Writer(Path(args.out), name, args.fast))

@@ -12,7 +12,7 @@ from util.logger import get_logger
 from util.runs.distributed import was_restarted
 from util.runs.forecast import forecast
 from util.runs.interrupt import Interrupted
-from util.runs.plan import Plan, foresee, least_bytes, make_plan, result_settings
+from util.runs.plan import Plan, least_bytes, make_plan, result_settings
 from util.runs.report import Outcome, final_report
 from util.runs.restoration import Restoration
 
@@ -51,7 +51,9 @@ class Job:
 
     def foretell(self, names: Sequence[str], overwrite: bool = False) -> str:
         """What restoring `names` would cost, by all processes; nothing is written."""
-        plan = foresee(self.results, self._pixels(), self.restoration.sources, names, overwrite)
+        plan = make_plan(
+            self.results, self._pixels(), self.restoration.sources, names, overwrite, dry=True
+        )
         cost = forecast(self.restoration, plan.names, plan.finished)
         return str(replace(cost, seconds=cost.seconds / self.world.size))
 

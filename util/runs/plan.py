@@ -88,43 +88,25 @@ def make_plan(
     sources: Sources,
     names: Sequence[str],
     overwrite: bool = False,
+    dry: bool = False,
 ) -> Plan:
     """Which of `names` are still to be restored into `results`.
 
     An image is finished when its record says so, its files are there and its source has not
     changed. Raises UserError where the folder holds results of other settings, unless
-    `overwrite`, which restores all of `names` anew.
+    `overwrite`, which restores all of `names` anew. Where `dry`, nothing is written or removed.
     """
+    if overwrite and dry:
+        return Plan(list(names), settings_hash(settings), 0)
     if overwrite:
         _clear(results, settings, names)
     begun = check_settings(results.root, settings)
-    plan = _remaining(results, settings, sources, names)
-    if not begun:
-        Manifest(results.root).append_settings(settings)
-    return plan
-
-
-def foresee(
-    results: Results,
-    settings: Mapping[str, Any],
-    sources: Sources,
-    names: Sequence[str],
-    overwrite: bool = False,
-) -> Plan:
-    """What `make_plan` would say; nothing is written or removed."""
-    if overwrite:
-        return Plan(list(names), settings_hash(settings), 0)
-    check_settings(results.root, settings)
-    return _remaining(results, settings, sources, names)
-
-
-def _remaining(
-    results: Results, settings: Mapping[str, Any], sources: Sources, names: Sequence[str]
-) -> Plan:
     config = settings_hash(settings)
     records = read_records(results.root, config)
     _check_owners(results, records, names)
     todo = [n for n in names if not _finished(results, sources, n, records.get(n))]
+    if not begun and not dry:
+        Manifest(results.root).append_settings(settings)
     return Plan(todo, config, len(names) - len(todo))
 
 

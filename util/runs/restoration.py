@@ -169,7 +169,7 @@ class Restoration:
                 continue
             kind = (case.size, case.start)
             waiting.setdefault(kind, []).append(case)
-            batch_size = self._batch_size(case, len(names) - position)
+            batch_size = self.fitting(case, len(names) - position)
             if len(waiting[kind]) >= batch_size:
                 yield waiting.pop(kind)
             elif sum(map(len, waiting.values())) >= _MOST_WAITING * batch_size:
@@ -226,7 +226,7 @@ class Restoration:
         self._starts[size] = start
         return start
 
-    def _batch_size(self, case: Case, remaining: int) -> int:
+    def fitting(self, case: Case, remaining: int) -> int:
         """Images to restore at a time that look like `case`."""
         if case.size not in self._sizes:
             # Compiling for every size that is only tried would take longer than it saves.
@@ -283,10 +283,6 @@ class Restoration:
     def case(self, name: str) -> Case:
         """The image called `name`, measured; nothing is recorded. UserError where it cannot be."""
         return self._measured(name, *self._read(name))
-
-    def fitting(self, case: Case, remaining: int) -> int:
-        """Images like `case` to restore at a time, of `remaining`."""
-        return self._batch_size(case, remaining)
 
     def counting(self) -> "Counting":
         """The network, counting what it is asked for."""

@@ -159,8 +159,8 @@ class Runner:
         if key not in self._priors:
             self._priors.clear()  # one network in memory at a time
             # The precision is part of what a cell is; how fast it is computed is not.
-            precision = cell.precision or ("fp32" if self.fast else None)
-            execution = Execution(precision, fast=self.fast)
+            plain = Execution(cell.precision).resolve(model.unet.use_fp16, self.device)
+            execution = dataclasses.replace(plain, fast=self.fast)
             self._priors[key] = build_prior(model, diffusion, self.device, execution)
         return with_process(self._priors[key], diffusion)
 

@@ -175,11 +175,9 @@ class Cell:
         words += ["--seed", str(seed)]
         if self.measurement_seed not in (None, seed):
             words += ["--measurement_seed", str(self.measurement_seed)]
-        precision = self.precision
-        if fast:  # which would choose a precision where none is given
-            precision = precision or "fp32"
-            words += ["--fast"]
-        words += [] if precision is None else ["--precision", precision]
+        if self.precision is not None:
+            # Without a precision --fast would choose one, and the images would be others.
+            words += ["--precision", self.precision, *(["--fast"] if fast else [])]
         words += [] if limit is None else ["--limit", str(limit)]
         return shlex.join(words)
 
