@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from guided_diffusion import native
+from guided_diffusion.precision import Execution, accelerate
 from guided_diffusion.unet import UNetConfig, UNetModel
 from tests import golden_data
 from util.config.schema import read_yaml
@@ -12,14 +14,20 @@ from util.errors import UserError
 GOLDEN = golden_data.load("unet")
 
 
+by_kernel = pytest.mark.skipif(native.kernel() is None, reason="no C++ compiler here")
+
+
+@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=by_kernel)])
 @pytest.mark.parametrize("case", ["a", "b", "c"])
-def test_output_equals_the_published_network(case):
+def test_output_equals_the_published_network(case, fast):
     seed = int(GOLDEN[f"{case}/seed"])
     model = golden_data.network(json.loads(str(GOLDEN[f"{case}/config"])), seed)
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     assert list(shapes.items()) == list(golden_data.shapes(f"case_{case}").items())
     x, t = golden_data.normal((2, 3, 64, 64), seed, 1), torch.from_numpy(GOLDEN[f"{case}/t"])
-    np.testing.assert_allclose(model(x, t).numpy(), GOLDEN[f"{case}/out"], rtol=0, atol=2e-5)
+    network = accelerate(model, Execution("fp32", fast=fast), "cpu")
+    assert network.channels_last == fast
+    np.testing.assert_allclose(network(x, t).numpy(), GOLDEN[f"{case}/out"], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(
