@@ -6,10 +6,9 @@ Notation is the paper's (DPPS, arXiv 2402.16907); acp are cumulative alphas, nor
 image. Shapes: x_t [B, 3, H, W], y [B, ...].
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -24,8 +23,15 @@ from util.errors import UnsupportedError, UserError
 from util.randomness import NoiseSource
 from util.registry import Registry
 
-# x_t, t -> the unconditional prediction and the sampler's transition
-Reverse = Callable[[Tensor, int], tuple[PriorStep, Transition]]
+
+class Reverse(Protocol):
+    """What a method is told of the prior."""
+
+    def __call__(self, x_t: Tensor, t: int) -> tuple[PriorStep, Transition]:
+        """The unconditional prediction and the sampler's transition at step t."""
+
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+        """x0_hat from x = x_0 + sigma z, at any noise level; both [B, 3, H, W]."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class ConditioningMethod:
 
     def start(self, problem: Problem, noise: NoiseSource) -> Tensor:
         """x_T = sqrt(acp) u + sqrt(1 - acp) z with u the first guess; z alone without one."""
+        problem.memory.clear()
         diffusion = problem.diffusion
         z = noise.normal("start", diffusion.num_timesteps, problem.image_shape)
         with torch.no_grad():

@@ -19,12 +19,16 @@ from guided_diffusion.posterior_mean_variance import (
     MEAN_TYPES,
     VARIANCE_TYPES,
     limit_x0,
+    x0_at_any_level,
 )
 from util.errors import UserError
 from util.registry import Registry
 
 # (x_t [B, 3, H, W], original timesteps [B]) -> [B, 3 or 6, H, W]
 Model = Callable[[Tensor, Tensor], Tensor]
+
+_LEAST_LEVEL = 1e-10
+_SAME_TIMESTEP = 1e-4
 
 SCHEDULES: Registry[np.ndarray] = Registry("noise_schedule")
 SAMPLERS: Registry["Transition"] = Registry("sampler")
@@ -135,6 +139,8 @@ class GaussianDiffusion:
     dynamic_threshold: bool = False
     clip_denoised: bool = True
     rescale_timesteps: bool = False
+    # Of the process before any respacing, float64 [original_steps]; filled in by `create`
+    all_alphas_cumprod: np.ndarray | None = None
 
     @classmethod
     def create(
@@ -146,7 +152,13 @@ class GaussianDiffusion:
     ) -> "GaussianDiffusion":
         """The process with `steps` betas of `noise_schedule`, cut to `timestep_respacing`."""
         betas = SCHEDULES.get(noise_schedule)(steps)
-        whole = cls(np.arange(steps), betas, original_steps=steps, **options)
+        whole = cls(
+            np.arange(steps),
+            betas,
+            original_steps=steps,
+            all_alphas_cumprod=np.cumprod(1 - betas),
+            **options,
+        )
         return whole.keep(respaced_timesteps(steps, timestep_respacing))
 
     def keep(self, steps: np.ndarray) -> "GaussianDiffusion":
@@ -280,6 +292,26 @@ class GaussianDiffusion:
         if self.rescale_timesteps:
             return original.float() * (1000.0 / self.original_steps)
         return original
+
+    def denoise(self, model: Model, x: Tensor, sigma: float) -> Tensor:
+        """x0_hat, limited as the config says, from x = x_0 + sigma z [B, 3, H, W] at any noise
+        level: the network is told the timestep, a fraction between those it was trained on, whose
+        sqrt((1 - acp) / acp) is sigma. A level beyond the first or last timestep's counts as that.
+        """
+        acp = self.alphas_cumprod if self.all_alphas_cumprod is None else self.all_alphas_cumprod
+        original = self.timesteps if self.all_alphas_cumprod is None else np.arange(len(acp))
+        levels = 0.5 * np.log(1 / acp - 1)
+        level = np.clip(math.log(max(sigma, _LEAST_LEVEL)), levels[0], levels[-1])
+        timestep = float(np.interp(level, levels, original))
+        if abs(timestep - round(timestep)) < _SAME_TIMESTEP:  # what rounding did to it
+            timestep = round(timestep)
+        if self.rescale_timesteps:
+            timestep *= 1000.0 / self.original_steps
+        variance = math.exp(2 * level)
+        a, b = math.sqrt(1 / (1 + variance)), math.sqrt(variance / (1 + variance))
+        told = torch.full((len(x),), timestep, dtype=torch.float32, device=x.device)
+        output = model(a * x, told)[:, : x.shape[1]]
+        return self.limit(x0_at_any_level(self.model_mean_type, output, a * x, a, b))
 
     def predict(self, model: Model, x_t: Tensor, t: Tensor) -> PriorStep:
         """Mean and variance of p(x_{t-1} | x_t) for x_t [B, 3, H, W], steps t [B]."""

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from util.errors import UserError
 from util.registry import Registry
 
 
@@ -69,6 +70,29 @@ def previous_x_mean(diffusion: Process, output: Tensor, x_t: Tensor, t: Tensor):
     c2 = diffusion.at("posterior_mean_coef2", t, x_t)
     x0_hat = diffusion.limit((output - c2 * x_t) / c1)
     return MeanPrediction(output, x0_hat, diffusion.eps_from_x0(x_t, t, x0_hat))
+
+
+@MEAN_TYPES.register("velocity")
+def velocity_mean(diffusion: Process, output: Tensor, x_t: Tensor, t: Tensor):
+    """v = sqrt(acp) eps - sqrt(1 - acp) x_0 (Salimans & Ho 2022, appendix D)."""
+    a = diffusion.at("sqrt_alphas_cumprod", t, x_t)
+    b = diffusion.at("sqrt_one_minus_alphas_cumprod", t, x_t)
+    x0_hat = diffusion.limit(a * x_t - b * output)
+    return MeanPrediction(diffusion.posterior_mean(x0_hat, x_t, t), x0_hat, b * x_t + a * output)
+
+
+def x0_at_any_level(mean_type: str, output: Tensor, x_t: Tensor, a: float, b: float) -> Tensor:
+    """x0_hat, not limited, from the network's output at x_t = a x_0 + b z, a^2 + b^2 = 1."""
+    if mean_type == "epsilon":
+        return (x_t - b * output) / a
+    if mean_type == "start_x":
+        return output
+    if mean_type == "velocity":
+        return a * x_t - b * output
+    raise UserError(
+        f"model_mean_type {mean_type}: the network knows the noise levels of its process alone, "
+        "and this method denoises at others"
+    )
 
 
 @VARIANCE_TYPES.register("fixed_small")

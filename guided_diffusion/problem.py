@@ -1,9 +1,9 @@
 """What is to be solved: a measurement, how it came about, and over what parts norms are taken."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -73,7 +73,12 @@ class WholeImage:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be solved: y = noise(A(x)), and the diffusion process that knows about x."""
+    """What is to be solved: y = noise(A(x)), and the diffusion process that knows about x.
+
+    memory: what a method keeps from one step to the next, of all images of the batch; emptied by
+      `ConditioningMethod.start`. A step that finds nothing in it begins anew: memory and time are
+      measured on single steps.
+    """
 
     y: Tensor
     operator: Operator
@@ -82,6 +87,7 @@ class Problem:
     image_shape: tuple[int, int, int]  # [3, H, W]
     extent: Extent = WholeImage()
     known: Tensor | None = None  # 1 where y holds a measurement, like y; None: everywhere
+    memory: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def distances(self, x0_hat: Tensor) -> Tensor:
         """Distances of A(x0_hat) from y over the parts of the extent: [B, parts...]."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from guided_diffusion.condition_methods import (
     ConditioningMethod,
+    Reverse,
     StepResult,
 )
 from guided_diffusion.gaussian_diffusion import (
@@ -57,13 +58,10 @@ class Prior:
     params: Mapping[str, Any] = field(default_factory=dict)
     num_steps: int | None = None
 
-    def reverse(self, x_t: Tensor, t: int) -> tuple[PriorStep, Transition]:
-        """Prediction and transition at step t for x_t [B, 3, H, W]."""
-        time = torch.full((len(x_t),), t, device=x_t.device)
-        prior = self.diffusion.predict(self.model, x_t, time)
-        options = {"eta": self.eta} if self.sampler == "ddim" else {}
-        move = SAMPLERS.get(self.sampler)(self.diffusion, prior, x_t, time, **options)
-        return prior, move
+    @property
+    def reverse(self) -> Reverse:
+        """What a conditioning method asks."""
+        return _Reverse(self)
 
     def scheduled(self, start: int | None) -> "Prior":
         """The prior whose process has `num_steps` steps, the first one at timestep `start` or, for
@@ -125,6 +123,22 @@ class Prior:
                 "sampler ddim with eta 0 adds no noise, so all dpps candidates are the same: set "
                 "diffusion.eta above 0, or task.conditioning.params.candidates to 1"
             )
+
+
+@dataclass(frozen=True)
+class _Reverse:
+    prior: Prior
+
+    def __call__(self, x_t: Tensor, t: int) -> tuple[PriorStep, Transition]:
+        prior = self.prior
+        time = torch.full((len(x_t),), t, device=x_t.device)
+        step = prior.diffusion.predict(prior.model, x_t, time)
+        options = {"eta": prior.eta} if prior.sampler == "ddim" else {}
+        move = SAMPLERS.get(prior.sampler)(prior.diffusion, step, x_t, time, **options)
+        return step, move
+
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+        return self.prior.diffusion.denoise(self.prior.model, x, sigma)
 
 
 def sample(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from guided_diffusion.condition_methods import ProximalSampling, Vanilla
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, linear_betas
 from guided_diffusion.measurements import Denoising, OperatorContext
 from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.problem import Problem
@@ -148,3 +148,46 @@ def test_dpps_refuses_a_sampler_without_noise():
     with pytest.raises(UserError, match="eta"):
         prior.check_method(ProximalSampling())
     prior.check_method(ProximalSampling(candidates=1))
+
+
+@pytest.mark.parametrize("mean_type", ["epsilon", "start_x", "velocity"])
+def test_a_prior_denoises_at_any_level(mean_type):
+    """x_0 ~ N(0, 1): the mean given x = x_0 + sigma z is x / (1 + sigma^2), whatever is predicted."""
+    levels = np.log(1 / np.cumprod(1 - linear_betas(1000)) - 1)
+
+    def model(x, t):
+        level = torch.from_numpy(np.interp(t.double().numpy(), np.arange(1000), levels))
+        a = torch.sigmoid(-level).sqrt().view(-1, 1, 1, 1)
+        b = (1 - a**2).sqrt()
+        return {"epsilon": b * x, "start_x": a * x, "velocity": 0 * x}[mean_type]
+
+    diffusion = GaussianDiffusion.create(
+        timestep_respacing=10, model_mean_type=mean_type, clip_denoised=False
+    )
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 4, 4)))
+    for sigma in (0.05, 0.3, 1.7, 20.0):
+        expected = x / (1 + sigma**2)
+        torch.testing.assert_close(diffusion.denoise(model, x, sigma), expected, rtol=1e-4, atol=0)
+
+
+def test_between_two_steps_and_on_them_denoising_agrees_with_the_prediction():
+    diffusion = GaussianDiffusion.create(timestep_respacing=20, model_var_type="fixed_small")
+    seen = []
+
+    def model(x, t):
+        seen.append(t.double())
+        return 0.1 * x
+
+    x_t = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 4, 4)))
+    t = torch.full((2,), 7)
+    step = diffusion.predict(model, x_t, t)
+    acp = diffusion.alphas_cumprod[7]
+    x0_hat = diffusion.denoise(model, x_t / acp**0.5, (1 / acp - 1) ** 0.5)
+    torch.testing.assert_close(x0_hat, step.x0_hat)
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_a_network_that_predicts_the_previous_step_knows_no_other_level():
+    diffusion = GaussianDiffusion.create(model_mean_type="previous_x")
+    with pytest.raises(UserError, match="at others"):
+        diffusion.denoise(lambda x, t: x, torch.zeros(1, 3, 4, 4), 0.5)
