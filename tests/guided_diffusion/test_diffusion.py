@@ -152,7 +152,7 @@ def test_dpps_refuses_a_sampler_without_noise():
 
 @pytest.mark.parametrize("mean_type", ["epsilon", "start_x", "velocity"])
 def test_a_prior_denoises_at_any_level(mean_type):
-    """x_0 ~ N(0, 1): the mean given x = x_0 + sigma z is x / (1 + sigma^2), whatever is predicted."""
+    """x_0 ~ N(0, 1): its mean given x_0 + sigma z is 1 / (1 + sigma^2) of that."""
     levels = np.log(1 / np.cumprod(1 - linear_betas(1000)) - 1)
 
     def model(x, t):
