@@ -139,7 +139,9 @@ class GaussianDiffusion:
     dynamic_threshold: bool = False
     clip_denoised: bool = True
     rescale_timesteps: bool = False
-    # Of the process before any respacing, float64 [original_steps]; filled in by `create`
+    # How x0_hat is limited where clip_denoised and dynamic_threshold do not say it
+    x0_limit: Callable[[Tensor], Tensor] | None = None
+    # Of the process before any respacing, float64 [original_steps]; filled in by `from_betas`
     all_alphas_cumprod: np.ndarray | None = None
 
     @classmethod
@@ -151,15 +153,15 @@ class GaussianDiffusion:
         **options: Any,
     ) -> "GaussianDiffusion":
         """The process with `steps` betas of `noise_schedule`, cut to `timestep_respacing`."""
-        betas = SCHEDULES.get(noise_schedule)(steps)
-        whole = cls(
-            np.arange(steps),
-            betas,
-            original_steps=steps,
-            all_alphas_cumprod=np.cumprod(1 - betas),
-            **options,
-        )
-        return whole.keep(respaced_timesteps(steps, timestep_respacing))
+        kept = respaced_timesteps(steps, timestep_respacing)
+        return cls.from_betas(SCHEDULES.get(noise_schedule)(steps), kept, **options)
+
+    @classmethod
+    def from_betas(cls, betas: np.ndarray, kept: np.ndarray, **options: Any) -> "GaussianDiffusion":
+        """The process with these betas, float64 [T], cut to the timesteps `kept`, ascending."""
+        steps, cumulative = len(betas), np.cumprod(1 - betas)
+        whole = cls(np.arange(steps), betas, steps, all_alphas_cumprod=cumulative, **options)
+        return whole.keep(kept)
 
     def keep(self, steps: np.ndarray) -> "GaussianDiffusion":
         """The shorter process that visits only these steps (ascending) of this one."""
@@ -262,6 +264,8 @@ class GaussianDiffusion:
         return x0, eps, noise
 
     def limit(self, x0_hat: Tensor) -> Tensor:
+        if self.x0_limit is not None:
+            return self.x0_limit(x0_hat)
         return limit_x0(x0_hat, self.dynamic_threshold, self.clip_denoised)
 
     def x0_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:

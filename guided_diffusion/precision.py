@@ -10,13 +10,13 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from guided_diffusion.native import kernel
-from guided_diffusion.probe import fastest_format
+from guided_diffusion.probe import LARGEST_SIDE, fastest_format
 from guided_diffusion.unet import UNetModel
 from util.cli import PRECISION_NAMES
 from util.errors import UserError
@@ -160,62 +160,68 @@ class _ThroughNetwork(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, timesteps: Tensor, runner: "AcceleratedNetwork") -> Tensor:
+    def forward(ctx, x: Tensor, runner: "AcceleratedNetwork", *told: Tensor) -> Tensor:
         with torch.enable_grad():
             inner = x.detach().requires_grad_()
-            output = runner.evaluate(inner, timesteps)
+            output = runner.evaluate(inner, *told)
         ctx.runner, ctx.inner, ctx.output = runner, inner, output
         return output.detach()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inner, output = ctx.inner, ctx.output
         ctx.inner = ctx.output = None
+        unused = (None,) * (len(ctx.needs_input_grad) - 1)
         with _matmul_format(ctx.runner.tf32), torch.enable_grad():
             if not ctx.runner.scaled:
-                return torch.autograd.grad(output, inner, gradient)[0], None, None
+                return torch.autograd.grad(output, inner, gradient)[0], *unused
             scale = gradient_scale(gradient)
-            return torch.autograd.grad(output, inner, gradient * scale)[0] / scale, None, None
+            return torch.autograd.grad(output, inner, gradient * scale)[0] / scale, *unused
 
 
 class AcceleratedNetwork:
-    """A network run as an `Execution` says: (x_t [B, 3, H, W], timesteps [B]) -> float32.
+    """A network run as an `Execution` says: (x_t [B, C, H, W], what it is told of the images: the
+    timesteps [B], and labels [B] where it takes them) -> float32.
 
-    Differentiable once with respect to x_t. The weights are converted in place.
-    `compile_seconds` is what compiling has taken so far.
+    Differentiable once with respect to x_t. The weights are converted in place where the network
+    has `set_precision`; others run under torch.autocast. `compile_seconds` is what compiling has
+    taken so far.
     """
 
-    def __init__(self, network: UNetModel, execution: Execution, device: torch.device) -> None:
+    def __init__(self, network: nn.Module, execution: Execution, device: torch.device) -> None:
         self.network = network
         self.execution = execution
         self.tf32 = execution.precision == "tf32"
         self.scaled = execution.precision == "fp16"
         self.channels_last = _lay_out(network, execution, device)
-        network.set_precision(PRECISIONS[execution.precision or "fp32"])
+        dtype = PRECISIONS[execution.precision or "fp32"]
+        self._autocast = None
+        if isinstance(network, UNetModel):
+            network.set_precision(dtype)
+        elif dtype != torch.float32:
+            self._autocast = torch.autocast(device.type, dtype)
         self.compile = execution.compile
         self.compile_seconds = 0.0
         self._compiled: dict[tuple, Callable] = {}
 
-    def __call__(self, x: Tensor, timesteps: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *told: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
-            return _ThroughNetwork.apply(x, timesteps, self)
-        return self.evaluate(x, timesteps)
+            return _ThroughNetwork.apply(x, self, *told)
+        return self.evaluate(x, *told)
 
-    def evaluate(self, x: Tensor, timesteps: Tensor) -> Tensor:
+    def evaluate(self, x: Tensor, *told: Tensor) -> Tensor:
         """The network's output, within the autograd graph of x if that is recorded."""
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        function = self._function(x, timesteps)
-        with _matmul_format(self.tf32):
-            if function is self.network:
-                return function(x, timesteps)
-            if x.device.type != "cuda":
-                return function(x, timesteps)
+        function = self._function(x, *told)
+        with _matmul_format(self.tf32), self._autocast or contextlib.nullcontext():
+            if function is self.network or x.device.type != "cuda":
+                return function(x, *told).to(x.dtype)
             torch.compiler.cudagraph_mark_step_begin()
             # The next replay of a CUDA graph would write over its output.
-            return function(x, timesteps).clone()
+            return function(x, *told).to(x.dtype).clone()
 
-    def _function(self, x: Tensor, timesteps: Tensor) -> Callable:
+    def _function(self, x: Tensor, *told: Tensor) -> Callable:
         """What computes inputs of this shape: compiled for it, or the network itself."""
         if not self.compile:
             return self.network
@@ -225,8 +231,8 @@ class AcceleratedNetwork:
             self._compiled[key] = self.network
         if key not in self._compiled:
             started = time.perf_counter()
-            with _matmul_format(self.tf32):
-                self._compiled[key] = _compile(self.network, x, timesteps)
+            with _matmul_format(self.tf32), self._autocast or contextlib.nullcontext():
+                self._compiled[key] = _compile(self.network, x, *told)
             self.compile_seconds += time.perf_counter() - started
         return self._compiled[key]
 
@@ -240,7 +246,7 @@ def uncompiled(model: Callable) -> Callable:
     return twin
 
 
-def _compile(network: UNetModel, x: Tensor, timesteps: Tensor) -> Callable:
+def _compile(network: nn.Module, x: Tensor, *told: Tensor) -> Callable:
     """The network compiled for the shape of `x`; itself where that fails, which is logged."""
     modes = ["default"]
     if x.device.type == "cuda" and x.shape[0] * x.shape[2] * x.shape[3] <= _CUDA_GRAPH_PIXELS:
@@ -251,7 +257,7 @@ def _compile(network: UNetModel, x: Tensor, timesteps: Tensor) -> Callable:
         try:
             function = torch.compile(network, dynamic=False, mode=mode)
             for _ in range(_WARM_UPS[mode]):
-                _warm_up(function, x, timesteps)
+                _warm_up(function, x, *told)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # compilers fail in many ways; none is worth losing the run
@@ -266,36 +272,69 @@ def _compile(network: UNetModel, x: Tensor, timesteps: Tensor) -> Callable:
     return network
 
 
-def _warm_up(function: Callable, x: Tensor, timesteps: Tensor) -> None:
+def _warm_up(function: Callable, x: Tensor, *told: Tensor) -> None:
     """One call, with its gradient where the run will need it."""
     if x.device.type == "cuda":
         torch.compiler.cudagraph_mark_step_begin()
     inner = x.detach().requires_grad_(x.requires_grad)
-    output = function(inner, timesteps)
+    output = function(inner, *told)
     if output.requires_grad:
         torch.autograd.grad(output, inner, torch.ones_like(output))
     if x.device.type == "cuda":
         torch.cuda.synchronize(x.device)
 
 
+class Described(Protocol):
+    """What has to be known of a network to try it; UNetConfig and Pretrained tell it."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def use_fp16(self) -> bool: ...
+
+    def size_multiple(self) -> int: ...
+
+
 def accelerate(
-    network: UNetModel, execution: Execution, device: torch.device | str
+    network: nn.Module,
+    execution: Execution,
+    device: torch.device | str,
+    description: Described | None = None,
 ) -> AcceleratedNetwork:
-    """`network`, on `device`, ready to run as `execution` says (see `Execution.resolve`)."""
+    """`network`, on `device`, ready to run as `execution` says (see `Execution.resolve`).
+
+    description: of a network that is no UNetModel
+    """
     device = torch.device(device)
-    resolved = execution.resolve(network.config.use_fp16, device)
+    described = network.config if isinstance(network, UNetModel) else description
+    assert described is not None
+    resolved = execution.resolve(described.use_fp16, device)
     network.to(device)
     chosen = resolved.fast and execution.precision is None
     if chosen and device.type == "cpu" and resolved.precision == "bf16":
-        last = _lay_out(network, resolved, device)
-        resolved = replace(resolved, precision=fastest_format(network, last))
+        resolved = replace(resolved, precision=_fastest_format(network, resolved, described))
     return AcceleratedNetwork(network, resolved, device)
 
 
-def _lay_out(network: UNetModel, execution: Execution, device: torch.device) -> bool:
+def _fastest_format(network: nn.Module, execution: Execution, described: Described) -> str:
+    def run_in(precision: str) -> AcceleratedNetwork:
+        chosen = replace(execution, precision=precision)
+        return AcceleratedNetwork(copy.deepcopy(network), chosen, torch.device("cpu"))
+
+    multiple = described.size_multiple()
+    side = max(multiple, min(described.image_size, LARGEST_SIDE) // multiple * multiple)
+    x = torch.zeros(1, getattr(described, "channels", 3), side, side)
+    told = [torch.zeros(1, dtype=torch.int64)] * (1 + getattr(described, "class_cond", False))
+    return fastest_format(run_in, (x, *told), repr(described))
+
+
+def _lay_out(network: nn.Module, execution: Execution, device: torch.device) -> bool:
     """Bring the weights into the layout that is fastest; whether that is channels_last."""
-    native = execution.fast and device.type == "cpu" and kernel() is not None
-    network.use_native(native)
+    native = execution.fast and device.type == "cpu" and isinstance(network, UNetModel)
+    native = native and kernel() is not None
+    if isinstance(network, UNetModel):
+        network.use_native(native)
     # Without the kernel, a processor's group normalisation of that layout costs more than the
     # convolutions gain.
     last = native or (device.type == "cuda" and execution.precision != "fp32")

@@ -1,7 +1,7 @@
 """The reverse process: from a measurement to restored images."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from guided_diffusion.noise_models import NoiseModel
 from guided_diffusion.problem import Problem, WholeImage
 from guided_diffusion.tiling import distance_factor
 from util.errors import UserError
-from util.randomness import NoiseSource
+from util.randomness import ImageKey, NoiseSource
 
 # Called after every step with (t, result); t counts down from T-1 to 0.
 Callback = Callable[[int, StepResult], None]
@@ -57,6 +57,16 @@ class Prior:
     image_size: int | None = None  # of the model: guidance scales belong to it
     params: Mapping[str, Any] = field(default_factory=dict)
     num_steps: int | None = None
+    channels: int = 3  # of its images: 3, or 1 for grey ones
+    # What the network is told of each image, a third argument [B]; None: nothing. See Pretrained
+    labels: Callable[[Sequence[ImageKey]], list[int] | None] | None = None
+
+    def for_images(self, keys: Sequence[ImageKey]) -> "Prior":
+        """The prior whose network is told of these images what it is to be told."""
+        labels = None if self.labels is None else self.labels(keys)
+        if labels is None:
+            return self
+        return replace(self, model=_Labelled(self.model, labels), labels=None)
 
     @property
     def reverse(self) -> Reverse:
@@ -123,6 +133,17 @@ class Prior:
                 "sampler ddim with eta 0 adds no noise, so all dpps candidates are the same: set "
                 "diffusion.eta above 0, or task.conditioning.params.candidates to 1"
             )
+
+
+class _Labelled:
+    """`model` with its third argument."""
+
+    def __init__(self, model: Callable[..., Tensor], labels: Sequence[int]) -> None:
+        self.model, self._labels = model, torch.tensor(labels)
+
+    def __call__(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
+        self._labels = self._labels.to(x_t.device)
+        return self.model(x_t, timesteps, self._labels)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ _DEFAULT_CHANNEL_MULT = {
     64: (1, 2, 3, 4),
 }
 _NORM_GROUPS = 32
+NUM_CLASSES = 1000  # of a class-conditional network: those of ImageNet, as published
 _MAX_PERIOD = 10000
 
 
@@ -35,7 +36,7 @@ class UNetConfig:
     num_res_blocks: int  # residual blocks per level
     channel_mult: str = ""  # width of each level / num_channels, "1,2,2"; "": by image_size
     learn_sigma: bool = True  # 6 output channels: noise and variance weights
-    class_cond: bool = False  # class labels; restoration has none, so only False is accepted
+    class_cond: bool = False  # the network is told one of NUM_CLASSES classes
     use_checkpoint: bool = False  # recompute activations in the backward pass: less memory
     attention_resolutions: int | str = 16  # feature-map sizes with attention, "32,16,8"
     num_heads: int = 4  # attention heads, when num_head_channels is -1
@@ -76,8 +77,6 @@ class UNetConfig:
 
     def check(self) -> None:
         """Raise UserError for a combination of values that no network can have."""
-        if self.class_cond:
-            raise UserError("model config: class_cond: only False (restoration has no labels)")
         if self.num_res_blocks < 1 or self.num_heads < 1 or not 0 <= self.dropout < 1:
             raise UserError(
                 "model config: num_res_blocks and num_heads must be at least 1, dropout in [0, 1)"
@@ -394,6 +393,8 @@ class UNetModel(nn.Module):
             nn.SiLU(),
             nn.Linear(embed_width, embed_width),
         )
+        if config.class_cond:
+            self.label_emb = nn.Embedding(NUM_CLASSES, embed_width)
         widths = [int(config.num_channels * m) for m in config.level_multipliers()]
         self.input_blocks, skip_widths = self._build_encoder(widths, embed_width)
         channels = skip_widths[-1]
@@ -476,11 +477,23 @@ class UNetModel(nn.Module):
                 if isinstance(module, nn.Conv1d | nn.Conv2d):
                     module.to(dtype)
 
-    def forward(self, x: Tensor, timesteps: Tensor, condition: Tensor | None = None) -> Tensor:
-        """condition: what else the network is told, [B, 4 num_channels], added to the embedding
-        of the timestep"""
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        labels: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """
+        labels: classes [B], int64, of a class-conditional network
+        condition: what else it is told, [B, 4 num_channels], added to the embedding of the timestep
+        """
         embedding = timestep_embedding(timesteps, self.config.num_channels)
         emb = self.time_embed(embedding.to(next(self.time_embed.parameters()).dtype))
+        if self.config.class_cond:
+            if labels is None:
+                raise ValueError("a class-conditional network needs labels")
+            emb = emb + self.label_emb(labels)
         emb = emb if condition is None else emb + condition
         first, *blocks = self.input_blocks
         h = first(F.pixel_unshuffle(x, self.config.patch_size), emb).to(self.dtype)

@@ -31,7 +31,7 @@ from util.config.run_config import load_diffusion_config, load_model_config
 from util.errors import UserError
 from util.img_utils import to_pixels, to_tensor
 from util.logger import get_logger
-from util.randomness import ImageKey, PerImageNoise
+from util.randomness import ImageKey, NoiseSource, PerImageNoise
 
 VALIDATION_TIMESTEPS = (10, 50, 150, 300, 500, 700, 900)
 DENOISED_TIMESTEPS = (50, 150, 300, 500)
@@ -111,11 +111,23 @@ def denoise(
 
 
 @torch.no_grad()
-def draw(prior: Prior, count: int, size: int, device: torch.device, seed: int = 0) -> Tensor:
-    """Unconditional samples [count, 3, size, size]."""
+def draw(
+    prior: Prior,
+    count: int,
+    size: int,
+    device: torch.device,
+    seed: int = 0,
+    noise: NoiseSource | None = None,
+) -> Tensor:
+    """Unconditional samples [count, C, size, size].
+
+    noise: another source of the random numbers than `seed`
+    """
     keys = [ImageKey(seed, f"sample {i}") for i in range(count)]
-    noise, steps = PerImageNoise(keys, device), prior.diffusion.num_timesteps
-    x = noise.normal("start", steps, (3, size, size))
+    noise = noise or PerImageNoise(keys, device)
+    steps = prior.diffusion.num_timesteps
+    prior = prior.for_images(keys)
+    x = noise.normal("start", steps, (prior.channels, size, size))
     for t in reversed(range(steps)):
         _, move = prior.reverse(x, t)
         x = move.mean

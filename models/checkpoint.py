@@ -25,7 +25,8 @@ _SHOWN_DIFFERENCES = 3
 def model_config(path: str | Path) -> UNetConfig:
     """The architecture in a model config file."""
     raw = read_yaml(path)
-    raw.pop("model_path", None)
+    for key in ("prior", "model_path", "class_label"):  # not of the architecture
+        raw.pop(key, None)
     return parse_dataclass(UNetConfig, raw, str(path))
 
 

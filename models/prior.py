@@ -17,12 +17,11 @@ from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.measurements import OPERATORS, Operator
 from guided_diffusion.noise_models import GaussianNoise, NoiseModel
 from guided_diffusion.precision import Execution, accelerate
+from guided_diffusion.pretrained import Pretrained
 from guided_diffusion.problem import Problem
 from guided_diffusion.sampling import Callback, Prior, sample
-from models.checkpoint import load_model
 from util.config.run_config import (
     DiffusionConfig,
-    ModelConfig,
     load_diffusion_config,
     load_model_config,
     tuned,
@@ -55,7 +54,7 @@ def load_prior(
 
 
 def build_prior(
-    model: ModelConfig,
+    model: Pretrained,
     diffusion: DiffusionConfig,
     device: torch.device | str,
     execution: Execution | None = None,
@@ -66,23 +65,28 @@ def build_prior(
     that does not fit and for a precision that the device lacks.
     """
     device = torch.device(device)
-    execution = (execution or Execution()).resolve(model.unet.use_fp16, device)
+    execution = (execution or Execution()).resolve(model.use_fp16, device)
     return Prior(
-        accelerate(load_model(model.unet, model.model_path), execution, device),
-        diffusion.build(),
+        accelerate(model.load(), execution, device, model),
+        diffusion.build(model),
         diffusion.sampler,
         diffusion.eta,
-        model.unet.size_multiple(),
-        model.unet.image_size,
+        model.size_multiple(),
+        model.image_size,
         num_steps=diffusion.num_steps,
+        channels=model.channels,
+        labels=model.labels,
     )
 
 
-def with_process(prior: Prior, diffusion: DiffusionConfig) -> Prior:
-    """The same network with another process and sampler."""
+def with_process(prior: Prior, diffusion: DiffusionConfig, model: Pretrained) -> Prior:
+    """The same network with another process and sampler.
+
+    model: what the network was loaded from
+    """
     return replace(
         prior,
-        diffusion=diffusion.build(),
+        diffusion=diffusion.build(model),
         sampler=diffusion.sampler,
         eta=diffusion.eta,
         num_steps=diffusion.num_steps,
@@ -138,7 +142,10 @@ def restore(
         names = [str(i) for i in range(len(y))] if names is None else names
         if len(names) != len(y):
             raise UserError(f"restore: {len(names)} name(s) for {len(y)} measurement(s)")
-        noise = PerImageNoise([ImageKey(seed, name) for name in names], y.device)
+    keys = [ImageKey(seed, name) for name in names or map(str, range(len(y)))]
+    if noise is None:
+        noise = PerImageNoise(keys, y.device)
+    prior = prior.for_images(keys)
     prior = prior.scheduled(prior.start_timestep(chosen, operator, noiser))
     shape, extent = (3, height, width), prior.extent(height, width)
     problem = Problem(y, operator, noiser, prior.diffusion, shape, extent)

@@ -284,7 +284,7 @@ class Trainer:
             condition = self.labels(labels)
         x_t = self.diffusion.q_sample(x0, t, eps).contiguous(memory_format=self.layout)
         with self.autocast:
-            output = self.forward(x_t, t, condition)
+            output = self.forward(x_t, t, condition=condition)
         mse, bound = hybrid_loss(self.diffusion, output.float(), x0, x_t, t, eps)
         loss = (mse + c.vlb_weight * bound * self.diffusion.num_timesteps / 1000).mean()
         self._update(loss)
@@ -317,6 +317,8 @@ def _check(config: TrainConfig, unet_config: UNetConfig) -> None:
     unet_config.check()
     if not unet_config.learn_sigma:
         raise UserError(f"{config.model_config}: the hybrid loss needs learn_sigma: True")
+    if unet_config.class_cond:
+        raise UserError(f"{config.model_config}: class_cond: photographs here have no classes")
     if not config.crops or any(min(c.size, c.batch_size, c.share) <= 0 for c in config.crops):
         raise UserError("crops: give at least one, with size, batch_size and share above 0")
     if not config.timesteps or any(

@@ -36,7 +36,7 @@ def compare_fast(args: argparse.Namespace, device: torch.device) -> dict[str, An
         load_model_config(args.model_config),
         load_diffusion_config(args.diffusion_config),
     )
-    size = args.image_size or model.unet.image_size
+    size = args.image_size or model.image_size
     dataset = ImageFolder(args.data_root, image_size=size)
     names = dataset.names[: args.limit]
     if len(names) < 2:
@@ -48,7 +48,7 @@ def compare_fast(args: argparse.Namespace, device: torch.device) -> dict[str, An
     figures: dict[str, Any] = {"images": len(names), "seeds": args.seeds}
     for task in args.tasks:
         guided, params = diffusion.guided(task)
-        priors = [with_process(prior, guided) for prior in (exact, fast)]
+        priors = [with_process(prior, guided, model) for prior in (exact, fast)]
         found: tuple[dict[tuple[str, int], float], ...] = ({}, {})  # PSNR by image and seed
         for name in names:
             label = dataset.load(name)[None].to(device)

@@ -31,6 +31,7 @@ from guided_diffusion.framing import Frame
 from guided_diffusion.measurements import OPERATORS, Inpainting, Operator, OperatorContext
 from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.precision import PRECISIONS, Execution
+from guided_diffusion.pretrained import Pretrained
 from guided_diffusion.problem import Extent, Problem, WholeImage
 from guided_diffusion.sampling import Prior, sample
 from guided_diffusion.tiling import TiledModel, Tiling, WindowExtent
@@ -128,20 +129,21 @@ class Comparison:
         cls,
         task: str,
         label: Tensor,
+        model: Pretrained,
         prior: Prior,
         diffusion: DiffusionConfig,
-        size: int,
         seed: int = 0,
     ) -> "Comparison":
-        """`label` [1, 3, H, W] measured by `task`; steps and guidance are the task's."""
+        """`label` [1, 3, H, W] measured by `task`, for `prior`, which was built from `model`; steps
+        and guidance are the task's."""
         key = ImageKey(seed, "photograph")
         height, width = label.shape[-2:]
         context = OperatorContext(height, width, label.device, mask=MaskConfig())
         operator = OPERATORS.get(task)(context=context).bind([key])
         y = GaussianNoise(SIGMA)(operator(label), key.numpy("noise"))
         guided, params = diffusion.guided(task)
-        prior = with_process(prior, guided)
-        return cls(operator, y, prior, ProximalSampling(**params), size, seed)
+        prior = with_process(prior, guided, model)
+        return cls(operator, y, prior, ProximalSampling(**params), model.image_size, seed)
 
     def view(self) -> Tensor:
         """The measurement to look at, [3, H, W]."""
@@ -255,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = resolve_device(args.device)
     model = load_model_config(args.model_config)
     diffusion = load_diffusion_config(args.diffusion_config)
-    size = model.unet.image_size
+    size = model.image_size
     labels = {path: photograph(path, size) for path in args.photographs}
     prior = build_prior(model, diffusion, device, Execution(args.precision, args.compile))
 
@@ -267,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found: dict[str, dict[Key, Figures]] = {way: {} for way in WAYS}
         for path, seed in product(labels, range(args.seed, args.seed + args.seeds)):
             label = labels[path].to(device)
-            comparison = Comparison.measure(task, label, prior, diffusion, size, seed)
+            comparison = Comparison.measure(task, label, model, prior, diffusion, seed)
             restored = {"windows": comparison.windows(), "tile": comparison.tile(overlap)}
             which = f"{Path(path).name}, seed {seed}, " if several else ""
             for way, image in restored.items():

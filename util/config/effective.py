@@ -10,13 +10,11 @@ from data.masks import MaskConfig
 from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.measurements import OPERATORS
 from guided_diffusion.noise_models import NOISES
-from guided_diffusion.unet import UNetConfig
 from util.config.run_config import DiffusionConfig, RunConfig, parse_named
 from util.config.schema import Component, dataclass_keys
 from util.hashing import path_mark
 from util.registry import ConfigKey, Registry
 
-_MEMORY_KEYS = {"use_checkpoint"}  # model keys that trade memory for time
 _NOT_READ = {"root"}  # folders of images: what they hold is known image by image
 
 
@@ -29,7 +27,7 @@ def effective_settings(config: RunConfig) -> dict[str, Any]:
     task = config.task
     method = task.conditioning
     return {
-        "model": _model(config.model.unet),
+        "model": config.model.settings(),
         "diffusion": _diffusion(config.diffusion),
         "task": {
             "conditioning": {"method": method.name, "params": _method_params(method)},
@@ -40,17 +38,6 @@ def effective_settings(config: RunConfig) -> dict[str, Any]:
             **_kept(config),
         },
     }
-
-
-def _model(unet: UNetConfig) -> dict[str, Any]:
-    settings = {k: v for k, v in dataclasses.asdict(unet).items() if k not in _MEMORY_KEYS}
-    settings["channel_mult"] = [float(m) for m in unet.level_multipliers()]
-    settings["attention_resolutions"] = str(unet.attention_resolutions)
-    if unet.num_heads_upsample == -1:
-        settings["num_heads_upsample"] = unet.num_heads
-    if unet.patch_size == 1:
-        del settings["patch_size"]  # results from before there was the key stay valid
-    return settings
 
 
 def _diffusion(diffusion: DiffusionConfig) -> dict[str, Any]:

@@ -13,33 +13,26 @@ from guided_diffusion.gaussian_diffusion import SAMPLERS, SCHEDULES, GaussianDif
 from guided_diffusion.measurements import OPERATORS
 from guided_diffusion.noise_models import NOISES
 from guided_diffusion.posterior_mean_variance import (
-    LEARNED_VARIANCE_TYPES,
     MEAN_TYPES,
     VARIANCE_TYPES,
 )
-from guided_diffusion.unet import UNetConfig
+from guided_diffusion.pretrained import PRIORS, Pretrained
 from util.config.overrides import apply_overrides
 from util.config.schema import (
     Component,
     convert,
     parse_component,
     parse_dataclass,
+    parse_keys,
     read_yaml,
 )
 from util.config.shipped import config_path, find_config
 from util.errors import UserError
 from util.plugins import import_all
 
-import_all("guided_diffusion")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Network architecture and its weights."""
-
-    unet: UNetConfig
-    model_path: str
-
+# By name: what a config may name is registered there, and nothing else of it is used here.
+for package in ("guided_diffusion", "models.priors"):
+    import_all(package)
 
 # Parameters that conditioning methods have with num_steps, where nothing else is said.
 _TUNED = {"guidance_rule": "line_search", "init": "inverse"}
@@ -50,6 +43,13 @@ def tuned(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
     from an inverse of the measurement, as far as it has these and `params` do not say more."""
     keys = CONDITIONING.keys(method)
     return {**{key: value for key, value in _TUNED.items() if key in keys}, **params}
+
+
+# Keys that GaussianDiffusion.create takes
+_OF_THE_PROCESS = (
+    *("steps", "noise_schedule", "timestep_respacing", "model_mean_type", "model_var_type"),
+    *("dynamic_threshold", "clip_denoised", "rescale_timesteps"),
+)
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,16 @@ class DiffusionConfig:
         respacing = params.pop("timestep_respacing", self.timestep_respacing)
         return replace(self, timestep_respacing=respacing), params
 
-    def build(self) -> GaussianDiffusion:
-        """The diffusion process."""
-        return GaussianDiffusion.create(
-            self.steps,
-            self.noise_schedule,
-            self.timestep_respacing,
-            model_mean_type=self.model_mean_type,
-            model_var_type=self.model_var_type,
-            dynamic_threshold=self.dynamic_threshold,
-            clip_denoised=self.clip_denoised,
-            rescale_timesteps=self.rescale_timesteps,
-        )
+    def build(self, model: Pretrained | None = None) -> GaussianDiffusion:
+        """The diffusion process, of the prior in `model` where it knows its own."""
+        options = {key: getattr(self, key) for key in _OF_THE_PROCESS}
+        process = (model or Pretrained()).process(options)
+        if self.num_steps is not None and not 1 <= self.num_steps <= process.num_timesteps:
+            raise UserError(
+                f"diffusion config: num_steps {self.num_steps}: expected 1 to "
+                f"{process.num_timesteps}, the steps of the process"
+            )
+        return process
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class TaskConfig:
 class RunConfig:
     """All three, and the plain mapping they were read from (overrides included)."""
 
-    model: ModelConfig
+    model: Pretrained
     diffusion: DiffusionConfig
     task: TaskConfig
     raw: dict[str, Any]
@@ -143,9 +141,10 @@ def load_run_config(
     apply_overrides(raw, overrides)
     if few:
         _tune(raw["task"])
+    model = _parse_model(raw["model"], str(model_path))
     config = RunConfig(
-        _parse_model(raw["model"], str(model_path)),
-        _parse_diffusion(raw["diffusion"], str(diffusion_path)),
+        model,
+        _parse_diffusion(raw["diffusion"], str(diffusion_path), model),
         _parse_task(raw["task"], str(task_path)),
         raw,
     )
@@ -160,9 +159,11 @@ def load_run_config(
             "conditioning.params.scale: guidance_rule line_search has no scale; leave it out, or "
             "give --set task.conditioning.params.guidance_rule=published as well"
         )
-    var_type = config.diffusion.model_var_type
-    if var_type in LEARNED_VARIANCE_TYPES and not config.model.unet.learn_sigma:
-        raise UserError(f"model_var_type {var_type} needs a model config with learn_sigma: True")
+    process = config.diffusion.build(config.model)
+    if process.learns_variance and not config.model.learns_variance:
+        raise UserError(
+            f"model_var_type {process.model_var_type} needs a model config with learn_sigma: True"
+        )
     return config
 
 
@@ -183,8 +184,8 @@ def _read_task(path: str | Path) -> dict[str, Any]:
     return raw
 
 
-def load_model_config(path: str | Path) -> ModelConfig:
-    """The model config at `path`, or the one that ships under this name."""
+def load_model_config(path: str | Path) -> Pretrained:
+    """The prior of the model config at `path`, or of the one that ships under this name."""
     path = find_config(path, "model")
     return _parse_model(_read_model(path), str(path))
 
@@ -195,19 +196,16 @@ def load_diffusion_config(path: str | Path) -> DiffusionConfig:
     return _parse_diffusion(read_yaml(path), str(path))
 
 
-def _parse_model(raw: dict[str, Any], where: str) -> ModelConfig:
+def _parse_model(raw: dict[str, Any], where: str) -> Pretrained:
     raw = dict(raw)
-    if "model_path" not in raw:
-        raise UserError(f"{where}: missing key model_path")
-    model_path = convert(raw.pop("model_path"), str, f"{where}: model_path")
-    if not model_path:
-        raise UserError(f"{where}: model_path is empty; name a checkpoint file")
-    unet = parse_dataclass(UNetConfig, raw, where)
-    unet.check()
-    return ModelConfig(unet, model_path)
+    kind = convert(raw.pop("prior", "guided_diffusion"), str, f"{where}: prior")
+    PRIORS.get(kind, where)
+    return PRIORS.get(kind)(**parse_keys(PRIORS.keys(kind), raw, where))
 
 
-def _parse_diffusion(raw: dict[str, Any], where: str) -> DiffusionConfig:
+def _parse_diffusion(
+    raw: dict[str, Any], where: str, model: Pretrained | None = None
+) -> DiffusionConfig:
     config = parse_dataclass(DiffusionConfig, raw, where)
     for registry, name in (
         (SAMPLERS, config.sampler),
@@ -226,16 +224,10 @@ def _parse_diffusion(raw: dict[str, Any], where: str) -> DiffusionConfig:
             f"{where}: steps: {config.steps} is too few for the {config.noise_schedule} schedule; "
             "leave steps at 1000 and choose fewer with timestep_respacing"
         )
-    if config.num_steps is not None:
-        if config.timestep_respacing:
-            raise UserError(
-                f"{where}: num_steps and timestep_respacing both say how many steps; give one"
-            )
-        if not 1 <= config.num_steps <= config.steps:
-            raise UserError(
-                f"{where}: num_steps {config.num_steps}: expected 1 to {config.steps}, the steps "
-                "of the process"
-            )
+    if config.num_steps is not None and config.timestep_respacing:
+        raise UserError(
+            f"{where}: num_steps and timestep_respacing both say how many steps; give one"
+        )
     for name, given in config.guidance.items():
         at = f"{where}: guidance: {name}"
         OPERATORS.get(name, f"{where}: guidance")
@@ -243,8 +235,8 @@ def _parse_diffusion(raw: dict[str, Any], where: str) -> DiffusionConfig:
             convert(given["timestep_respacing"], int | str, f"{at}: timestep_respacing")
         guided, params = config.guided(name)
         parse_component(CONDITIONING, "dpps", params, at)
-        guided.build()
-    config.build()  # a respacing that cannot be done is found here, not after the loading
+        guided.build(model)
+    config.build(model)  # a respacing that cannot be done is found here, not after the loading
     return config
 
 

@@ -33,7 +33,7 @@ def load_job(args: argparse.Namespace, stop: StopRequest) -> Job:
         output_depth=args.output_depth,
         measurement_seed=args.measurement_seed,
     )
-    dataset = config.task.data.build(DATASETS, image_size=config.model.unet.image_size)
+    dataset = config.task.data.build(DATASETS, image_size=config.model.image_size)
     if args.compile and settings.device.type == "cpu":
         raise UserError(
             "--compile: on a processor it takes minutes and gains less than --fast; give that"

@@ -9,7 +9,7 @@ from guided_diffusion.measurements import Operator
 from util.config.effective import effective_settings
 from util.config.run_config import RunConfig
 from util.errors import UserError
-from util.hashing import array_mark, path_mark, settings_hash
+from util.hashing import array_mark, settings_hash
 from util.logger import get_logger
 from util.plugins import plugin_marks
 from util.runs.manifest import (
@@ -56,7 +56,7 @@ def result_settings(
         "grey": settings.grey,
         **({"output_depth": settings.output_depth} if settings.output_depth != 8 else {}),
         **({"plugins": marks} if (marks := plugin_marks()) else {}),
-        "model": {**model, "checkpoint": path_mark(config.model.model_path)},
+        "model": {**model, "checkpoint": config.model.mark()},
         "diffusion": effective["diffusion"],
         "task": {
             **task,

@@ -156,7 +156,7 @@ class ProblemBuilder:
     ) -> None:
         self.config, self.dataset = config, dataset
         self.seed, self.device = seed, device
-        self.size = config.model.unet.image_size
+        self.size = config.model.image_size
         self.noiser: NoiseModel = config.task.noise.build(NOISES)
         self.operator = lru_cache(maxsize=4)(self._operator)
         self._mask_told = False

@@ -93,14 +93,15 @@ class Counting(nn.Module):
 
     def __init__(self, model: Model, stop: StopRequest) -> None:
         super().__init__()
-        self.model, self.stop = model, stop
+        self.model: Callable[..., Tensor] = model
+        self.stop = stop
         self.evaluations = self.gradients = 0
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
         self.stop.check()
         self.evaluations += len(x)
         self.gradients += len(x) * x.requires_grad
-        return self.model(x, t)
+        return self.model(x, t, *labels)
 
 
 class Restoration:
@@ -291,7 +292,7 @@ class Restoration:
     def pose(self, cases: Sequence[Case], prior: Prior) -> tuple[Batch, PerImageNoise]:
         """The problem of cases of one size and start, and the draws that belong to them."""
         keys = [ImageKey(self.settings.seed, case.key.name) for case in cases]
-        batch = self.builder.pose(list(cases), prior)
+        batch = self.builder.pose(list(cases), prior.for_images(keys))
         return batch, PerImageNoise(keys, self.settings.device)
 
     def _restore_whole(self, cases: Sequence[Case]) -> "_Finished":

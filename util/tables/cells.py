@@ -86,7 +86,7 @@ class Runner:
         self._datasets: dict[str, Dataset] = {}
 
     def dataset(self, config: RunConfig) -> Dataset:
-        size = config.model.unet.image_size
+        size = config.model.image_size
         key = f"{config.task.data} {size}"
         if key not in self._datasets:
             self._datasets[key] = config.task.data.build(DATASETS, image_size=size)
@@ -159,10 +159,10 @@ class Runner:
         if key not in self._priors:
             self._priors.clear()  # one network in memory at a time
             # The precision is part of what a cell is; how fast it is computed is not.
-            plain = Execution(cell.precision).resolve(model.unet.use_fp16, self.device)
+            plain = Execution(cell.precision).resolve(model.use_fp16, self.device)
             execution = dataclasses.replace(plain, fast=self.fast)
             self._priors[key] = build_prior(model, diffusion, self.device, execution)
-        return with_process(self._priors[key], diffusion)
+        return with_process(self._priors[key], diffusion, model)
 
 
 def _diverged(record: Record | None) -> bool:

@@ -138,7 +138,7 @@ def footnotes(table: TableResult) -> list[str]:
     """What a reader has to know, numbered reasons for dashes last."""
     spec = table.spec
     seeds = f"{len(spec.seeds)} seed(s) each"
-    size = table.cells[0][0].cell.config.model.unet.image_size
+    size = table.cells[0][0].cell.config.model.image_size
     notes = [
         f"{len(table.names)} photograph(s) at {size}x{size}, {seeds}. In brackets: standard error "
         "over the photographs. Best bold, second underlined. NFE: network evaluations per image, "

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -152,13 +153,13 @@ class Cell:
         """
         effective = effective_settings(self.config)
         if self.row.method:
-            effective["weights"] = _weights(self.config.model.model_path)
+            effective["weights"] = _weights(self.config.model.files)
             if self.precision is not None:
                 effective["precision"] = self.precision
         else:
             # A baseline depends on the measurement alone, so tables share it.
             task = {k: v for k, v in effective["task"].items() if k != "conditioning"}
-            size = self.config.model.unet.image_size
+            size = self.config.model.image_size
             effective = {"task": task, "baseline": self.row.baseline, "image_size": size}
         effective |= {"plugins": marks} if (marks := plugin_marks()) else {}
         return settings_hash({**effective, "measurement_seed": self.measurement_seed})
@@ -185,10 +186,10 @@ class Cell:
 _hash_once = cache(file_hash)
 
 
-def _weights(path: str) -> str:
-    """SHA-256 of a checkpoint, read once per process; "missing" if it is not there."""
+def _weights(files: Sequence[Path]) -> str:
+    """SHA-256 of a prior's files, read once per process; "missing" if one is not there."""
     try:
-        return _hash_once(path)
+        return " ".join(map(_hash_once, files))
     except OSError:
         return "missing"
 
@@ -233,7 +234,7 @@ def _with_conditioning(
         if spec.scale_by_steps:
             chosen = f"task.conditioning.method={method}"
             config = load_run_config(*files, [*overrides, chosen])
-            steps = config.diffusion.num_steps or config.diffusion.build().num_timesteps
+            steps = config.diffusion.num_steps or config.diffusion.build(config.model).num_timesteps
             scale = float(scale) * 1000 / steps
         given["scale"] = scale
     conditioning = json.dumps({"method": method, "params": given})
