@@ -32,9 +32,10 @@ $(VENV)/.installed: requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed requirements-metrics.txt requirements-test.txt
+$(VENV)/.installed-test: $(VENV)/.installed requirements-metrics.txt requirements-hub.txt \
+		requirements-test.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-metrics.txt \
-		-r requirements-test.txt
+		-r requirements-hub.txt -r requirements-test.txt
 	touch $@
 
 clean:

@@ -1,5 +1,5 @@
 """The commands that an installation brings: dpps, dpps-metrics, dpps-table, dpps-train,
-dpps-download."""
+dpps-download, dpps-export."""
 
 # Each imports its program when it is called: they are slow to load.
 
@@ -32,3 +32,9 @@ def download() -> int:
     from models import download
 
     return download.main()
+
+
+def export() -> int:
+    from models import export
+
+    return export.main()

@@ -6,7 +6,6 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from guided_diffusion.operator_base import (
@@ -123,11 +122,11 @@ def chain(parts: list[dict[str, Any]], *, context: OperatorContext) -> Operator:
             raise UserError(
                 f"chain: {built[-1].title} differs from image to image; it must be the last part"
             )
-        empty = torch.zeros(1, 3, *size, dtype=context.dtype, device=context.device)
-        shape = built[-1](empty).shape
-        if len(shape) != 4 or shape[1] != 3:
+        shape = built[-1](built[-1].context.empty()).shape
+        if len(shape) != 4 or shape[1] != context.channels:
+            kind = "colour" if context.channels == 3 else "grey"
             raise UserError(
-                f"chain: {built[-1].title} does not measure colour images; it must be the last part"
+                f"chain: {built[-1].title} does not measure {kind} images; it must be the last part"
             )
         size = (shape[2], shape[3])
     return _chained(built, context)

@@ -18,7 +18,7 @@ def check_operator(operator: Operator, name: str) -> None:
     """
     c = operator.context
     generator = torch.Generator().manual_seed(0)
-    x = 2 * torch.rand(3, 1, 3, c.height, c.width, generator=generator) - 1
+    x = 2 * torch.rand(3, 1, *c.shape, generator=generator) - 1
     x = x.to(c.dtype).to(c.device)
     y = _try(f"{name}: A(x)", operator, x[0])
     if not isinstance(y, Tensor) or not y.is_floating_point():
@@ -34,11 +34,11 @@ def check_operator(operator: Operator, name: str) -> None:
         )
     if not torch.isfinite(y).all():
         raise UserError(f"{name}: A(x) is not finite")
-    several = _try(f"{name}: A(x) for candidates [m, B, 3, H, W]", operator, x)
+    several = _try(f"{name}: A(x) for candidates [m, B, {c.channels}, H, W]", operator, x)
     if several.shape != (3, *y.shape) or _differ(several[0], y):
         raise UserError(
             f"{name}: A(x) for several candidates, x {tuple(x.shape)}, is not that of each one; "
-            "write it for x [..., 3, H, W]"
+            f"write it for x [..., {c.channels}, H, W]"
         )
     view = _try(f"{name}: view(y)", operator.view, y)
     if view.ndim != 4 or view.shape[:2] != (1, 3):

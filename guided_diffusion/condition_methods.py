@@ -261,10 +261,9 @@ class ProximalSampling(ConditioningMethod):
         self._rule = _rule(self)
 
     def check(self, operator: Operator, noiser: NoiseModel) -> None:
-        c = operator.context
         if self.max_timestep is None or operator.differs_by_image:
             return
-        y = operator(torch.zeros(1, 3, c.height, c.width, dtype=c.dtype, device=c.device))
+        y = operator(operator.context.empty())
         if self.first_guess(operator, y, 0.0) is None:
             raise UnsupportedError(
                 f"dpps: max_timestep needs a measurement that is an image, unlike "

@@ -32,12 +32,12 @@ from guided_diffusion.operator_base import (
 from guided_diffusion.spectra import CUTOFF, Spectrum, diagonal_spectrum
 from motionblur.motionblur import motion_kernel
 from util.errors import UserError
+from util.img_utils import LUMINANCE, to_colour
 from util.logger import get_logger
 from util.randomness import ImageKey, numpy_stream
 from util.resizer import bicubic_matrix, filter_matrix
 
 _KERNEL_SUM_TOLERANCE = 1e-3
-_LUMINANCE = (0.299, 0.587, 0.114)
 KernelIs = Literal["psf", "correlation"]
 
 
@@ -324,7 +324,9 @@ class Colorization(LinearOperator):
 
     def __init__(self, *, context: OperatorContext) -> None:
         super().__init__(context)
-        self._weights = context.tensor(np.array(_LUMINANCE)[:, None, None])
+        if context.channels != 3:
+            raise UserError("colorization: needs a prior of colour images; this one has grey ones")
+        self._weights = context.tensor(np.array(LUMINANCE)[:, None, None])
 
     def __call__(self, x: Tensor) -> Tensor:
         return (self._weights * x).sum(-3, keepdim=True)
@@ -333,7 +335,7 @@ class Colorization(LinearOperator):
         return self._weights * y
 
     def initial(self, y: Tensor) -> Tensor:
-        return y.expand(*y.shape[:-3], 3, *y.shape[-2:])
+        return to_colour(y)
 
     def classical(self, y: Tensor) -> Tensor:
         """Grey."""
@@ -388,6 +390,8 @@ class NonlinearBlur(Operator):
         context: OperatorContext,
     ) -> None:
         super().__init__(context)
+        if context.channels != 3:
+            raise UserError("nonlinear_blur: its network takes colour images; the prior has grey")
         if context.load_network is None:
             raise UserError("nonlinear_blur: needs its network (OperatorContext.load_network)")
         self.model: Any = context.load_network(opt_yml_path).to(context.device)

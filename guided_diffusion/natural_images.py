@@ -42,20 +42,27 @@ class Linear(Protocol):
 
 
 class NaturalImages:
-    """Images [B, 3, height, width] whose cosine coefficients are independent and Gaussian."""
+    """Images [B, *shape] whose cosine coefficients are independent and Gaussian.
 
-    def __init__(self, height: int, width: int, like: Tensor) -> None:
-        self.shape = (3, height, width)
-        colours = torch.tensor(_COLOURS, dtype=torch.float64)
+    shape: (3, height, width), or (1, height, width) for grey ones
+    """
+
+    def __init__(self, shape: tuple[int, int, int], like: Tensor) -> None:
+        self.shape = shape
+        channels, height, width = shape
+        # A grey image has the luminance's values in its one channel, not sqrt(3) times them.
+        luminance = ((1.0,),), (_COLOUR_POWER[0] / 3,)
+        vectors, powers = (_COLOURS, _COLOUR_POWER) if channels == 3 else luminance
+        colours = torch.tensor(vectors, dtype=torch.float64)
         self._colours = (colours / colours.norm(dim=1, keepdim=True)).to(like)
         down, across = (torch.arange(n, dtype=torch.float64) / (2 * n) for n in (height, width))
         frequency = (down[:, None] ** 2 + across**2).sqrt()
         frequency[0, 0] = 1 / (4 * max(height, width))
-        power = torch.tensor(_COLOUR_POWER, dtype=torch.float64)[:, None, None]
-        self.variances = (power * _POWER * frequency**-_SLOPE).to(like)  # [3, H, W]
+        power = torch.tensor(powers, dtype=torch.float64)[:, None, None]
+        self.variances = (power * _POWER * frequency**-_SLOPE).to(like)  # [C, H, W]
 
     def coefficients(self, x: Tensor) -> Tensor:
-        """Images -> coefficients, both [B, 3, H, W]; an orthogonal transform."""
+        """Images -> coefficients, both [B, C, H, W]; an orthogonal transform."""
         c = torch.einsum("ij,bjhw->bihw", self._colours, x)
         return dct(dct(c).mT).mT
 
@@ -100,15 +107,17 @@ def _norms(n: int, like: Tensor) -> Tensor:
     return norms
 
 
-def wiener(operator: Linear, y: Tensor, height: int, width: int, sigma: float | Tensor) -> Tensor:
-    """The mean of natural images [B, 3, height, width] given y = A x + noise.
+def wiener(
+    operator: Linear, y: Tensor, shape: tuple[int, int, int], sigma: float | Tensor
+) -> Tensor:
+    """The mean of natural images [B, *shape] given y = A x + noise.
 
     sigma: of the noise, a number or one for each image, [B, 1, ...]
 
     Conjugate gradients on the coefficients: (A^T A / sigma^2 + V^-1) x = A^T y / sigma^2 with V
     the model's covariance, preconditioned as if A^T A were a multiple of the identity.
     """
-    images = NaturalImages(height, width, y)
+    images = NaturalImages(shape, y)
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(1, *images.shape, generator=generator).to(y)
     measured = images.coefficients(operator.adjoint(y))
@@ -132,15 +141,16 @@ def wiener(operator: Linear, y: Tensor, height: int, width: int, sigma: float | 
 
 
 def expected_error(
-    start: Callable[[Tensor, int], Tensor], height: int, width: int, like: Tensor
+    start: Callable[[Tensor, int], Tensor], shape: tuple[int, int, int], like: Tensor
 ) -> float:
     """Mean squared error of what `start` makes of measured images, where it has its energy.
 
-    start: (image [1, 3, height, width], seed) -> its estimate from a measurement of it
+    start: (image [1, *shape], seed) -> its estimate from a measurement of it
 
     An error that is confined to a part of the image (a hole) counts as it is there.
     """
-    images, generator = NaturalImages(height, width, like), torch.Generator().manual_seed(0)
+    images, generator = NaturalImages(shape, like), torch.Generator().manual_seed(0)
+    _, height, width = shape
     total, energy = 0.0, 0.0
     for seed in range(-(-_PIXELS // (height * width))):
         image = images.draw(1, generator).clamp(-1, 1)

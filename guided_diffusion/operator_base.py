@@ -28,11 +28,21 @@ class OperatorContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     seed: int = 0  # of what is drawn once per run (motion kernel)
+    channels: int = 3  # of the images: 3, or 1 for grey ones
     mask: MaskConfig | None = None  # the task's mask_opt
     # Options file -> network, for an operator that is one (nonlinear_blur)
     load_network: Callable[[str], nn.Module] | None = None
     # (a section `operator` of a config, context) -> that operator, for one that has parts (chain)
     build_part: Callable[[Any, "OperatorContext"], "Operator"] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image."""
+        return self.channels, self.height, self.width
+
+    def empty(self) -> Tensor:
+        """One image without anything in it, [1, channels, height, width]."""
+        return torch.zeros(1, *self.shape, dtype=self.dtype, device=self.device)
 
     def tensor(self, array: np.ndarray) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(array), dtype=self.dtype, device=self.device)
@@ -82,7 +92,7 @@ class Operator:
     def initial(self, y: Tensor) -> Tensor | None:
         """An image [B, 3, H, W] to start the aligned initialisation from; None: there is none."""
         c = self.context
-        return y if y.shape[1:] == (3, c.height, c.width) else None
+        return y if y.shape[1:] == c.shape else None
 
     def from_picture(self, picture: Tensor) -> Tensor:
         """The measurement that a picture file [3, h, w] holds."""
@@ -161,18 +171,17 @@ class LinearOperator(Operator):
 
     def inverse(self, y: Tensor, sigma: float | Tensor) -> Tensor:
         """The linear estimate of least squared error for natural images."""
-        return wiener(self, y, self.context.height, self.context.width, sigma)
+        return wiener(self, y, self.context.shape, sigma)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """A^T y [B, 3, H, W] for y [B, ...], the exact transpose of the forward computation."""
-        shape = (len(y), 3, self.context.height, self.context.width)
+        shape = (len(y), *self.context.shape)
         x = torch.zeros(shape, dtype=y.dtype, device=y.device, requires_grad=True)
         with torch.enable_grad():
             return torch.autograd.grad(self(x), x, y)[0]
 
     def measured_values(self, y: Tensor) -> Tensor:
-        c = self.context
-        x = torch.rand(1, 3, c.height, c.width, generator=torch.Generator().manual_seed(0)) + 1
+        x = torch.rand(1, *self.context.shape, generator=torch.Generator().manual_seed(0)) + 1
         return (self(x.to(y)) != 0).to(y).expand_as(y)
 
     @property

@@ -81,7 +81,9 @@ def velocity_mean(diffusion: Process, output: Tensor, x_t: Tensor, t: Tensor):
     return MeanPrediction(diffusion.posterior_mean(x0_hat, x_t, t), x0_hat, b * x_t + a * output)
 
 
-def x0_at_any_level(mean_type: str, output: Tensor, x_t: Tensor, a: float, b: float) -> Tensor:
+def x0_at_any_level(
+    mean_type: str, output: Tensor, x_t: Tensor, a: float | Tensor, b: float | Tensor
+) -> Tensor:
     """x0_hat, not limited, from the network's output at x_t = a x_0 + b z, a^2 + b^2 = 1."""
     if mean_type == "epsilon":
         return (x_t - b * output) / a

@@ -103,7 +103,6 @@ class Prior:
         if self.num_steps is None or method.init == "noise":
             return None
         context = operator.context
-        shape = (1, 3, context.height, context.width)
         like = torch.empty(0, device=context.device, dtype=context.dtype)
 
         def guess(image: Tensor, seed: int) -> Tensor:
@@ -111,10 +110,10 @@ class Prior:
             y = noiser(clean[0], np.random.RandomState(seed))[None]
             sigma = noiser.equivalent_sigma(y, operator.measured_values(y))
             u = method.first_guess(operator, y, sigma)
-            return image.new_zeros(shape) if u is None else u
+            return torch.zeros_like(image) if u is None else u
 
         with torch.no_grad():
-            error = expected_error(guess, context.height, context.width, like)
+            error = expected_error(guess, context.shape, like)
         # Rounded, so that images whose masks are alike can be restored in one batch.
         error = 2 ** (round(2 * math.log2(max(error, _LEAST_ERROR))) / 2)
         acp = self.diffusion.alphas_cumprod

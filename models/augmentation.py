@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+from util.img_utils import LUMINANCE
 
 # Standard deviation of each change, in the units of its label.
 _SHIFT = 1 / 16  # of the side
@@ -59,7 +59,7 @@ class Augmentation:
     @staticmethod
     def _coloured(crops: Tensor, labels: Tensor) -> Tensor:
         brightness, contrast, saturation = labels[:, 5:, None, None, None].unbind(1)
-        luma = torch.tensor(_LUMA).to(crops)[:, None, None]
+        luma = torch.tensor(LUMINANCE).to(crops)[:, None, None]
         grey = (crops * luma).sum(1, keepdim=True)
         crops = grey + (crops - grey) * torch.exp2(saturation * _SATURATION)
         return crops * torch.exp2(contrast * _CONTRAST) + brightness * _BRIGHTNESS

@@ -4,12 +4,14 @@
     python -m models.download imagenet   # ImageNet 256x256, 2.2 GB
 
 An interrupted download goes on where it stopped when the command is repeated. The file appears
-under its name only after its SHA-256 was checked.
+under its name only after its SHA-256 was checked. Where huggingface_hub is installed, it fetches
+the file, by the mirror, proxy and token that it is set up for.
 """
 
 import contextlib
 import http.client
 import os
+import shutil
 import stat
 import sys
 import urllib.error
@@ -26,8 +28,10 @@ from util.cli import command_parser, report_errors
 from util.errors import UserError
 from util.files import open_regular, shown
 from util.hashing import stream_hash
+from util.logger import get_logger
 
-SOURCE = "https://huggingface.co/deepinv/diffunet/resolve/main"
+_REPOSITORY = "deepinv/diffunet"
+SOURCE = f"https://huggingface.co/{_REPOSITORY}/resolve/main"
 _CHUNK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
 
@@ -83,6 +87,8 @@ def download(checkpoint: Checkpoint, folder: Path, source: str = SOURCE) -> Path
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--folder {shown(folder)}: cannot be used ({error.strerror})") from None
+    if source == SOURCE and not part.exists() and _by_hub(checkpoint, target):
+        return target
     try:
         with _alone(part) as file:
             _fetch(url, file, part.stem, checkpoint.size)
@@ -106,6 +112,29 @@ def download(checkpoint: Checkpoint, folder: Path, source: str = SOURCE) -> Path
         if not target.is_file():
             raise
     return target
+
+
+def _by_hub(checkpoint: Checkpoint, target: Path) -> bool:
+    """Whether huggingface_hub, where it is installed, has put the whole file at `target`."""
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        return False
+    place = target.with_name(f".{target.name}")  # what an interrupted transfer leaves stays there
+    try:
+        fetched = hf_hub_download(_REPOSITORY, checkpoint.remote, local_dir=place)
+        with open_regular(fetched) as file:
+            whole = stream_hash(file) == checkpoint.sha256
+        if whole:
+            os.replace(fetched, target)
+            shutil.rmtree(place)
+            return True
+        shutil.rmtree(place)
+        reason = "sent another file"
+    except Exception as error:  # of the network, the disk or the package
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    get_logger().info("huggingface_hub: %s; trying %s directly", reason, SOURCE)
+    return False
 
 
 def _checked_url(url: str) -> str:

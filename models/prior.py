@@ -16,10 +16,11 @@ from torch import Tensor
 from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.measurements import OPERATORS, Operator
 from guided_diffusion.noise_models import GaussianNoise, NoiseModel
-from guided_diffusion.precision import Execution, accelerate
+from guided_diffusion.precision import AcceleratedNetwork, Execution, accelerate
 from guided_diffusion.pretrained import Pretrained
 from guided_diffusion.problem import Problem
 from guided_diffusion.sampling import Callback, Prior, sample
+from guided_diffusion.unet import UNetModel
 from util.config.run_config import (
     DiffusionConfig,
     load_diffusion_config,
@@ -29,6 +30,8 @@ from util.config.run_config import (
 from util.config.schema import parse_component
 from util.errors import UserError
 from util.randomness import ImageKey, NoiseSource, PerImageNoise
+
+_TOLD = 300  # characters of another program's message
 
 
 def load_prior(
@@ -67,7 +70,7 @@ def build_prior(
     device = torch.device(device)
     execution = (execution or Execution()).resolve(model.use_fp16, device)
     return Prior(
-        accelerate(model.load(), execution, device, model),
+        _loaded(model, execution, device),
         diffusion.build(model),
         diffusion.sampler,
         diffusion.eta,
@@ -77,6 +80,33 @@ def build_prior(
         channels=model.channels,
         labels=model.labels,
     )
+
+
+def _loaded(model: Pretrained, execution: Execution, device: torch.device) -> AcceleratedNetwork:
+    """The network, tried once where it is not this project's own; UserError where that fails."""
+    try:
+        network = model.load()
+        run = accelerate(network, execution, device, model)
+        if isinstance(network, UNetModel):
+            return run
+        x = torch.zeros(1, model.channels, model.image_size, model.image_size, device=device)
+        labels = model.labels([ImageKey(0, "")])
+        told = [torch.zeros(1, device=device)]
+        told += [] if labels is None else [torch.tensor(labels, device=device)]
+        with torch.no_grad():
+            found = tuple(run(x, *told).shape)
+    except (UserError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        name = type(model).__name__
+        raise UserError(f"{name}: {type(error).__name__}: {str(error)[:_TOLD]}") from error
+    expected = (1, model.channels * (1 + model.learns_variance), *x.shape[2:])
+    if found != expected:
+        raise UserError(
+            f"{type(model).__name__}: of images {tuple(x.shape)} the network makes {found}; "
+            f"expected {expected}"
+        )
+    return run
 
 
 def with_process(prior: Prior, diffusion: DiffusionConfig, model: Pretrained) -> Prior:
@@ -118,7 +148,7 @@ def restore(
     noise: another source of all random numbers
     callback: called after every step with (t, StepResult)
 
-    Returns images [B, 3, H, W], nominally in [-1, 1], not clamped. A guidance scale means the same
+    Returns images [B, C, H, W], nominally in [-1, 1], not clamped. A guidance scale means the same
     for every size (see `distance_factor`). Raises UserError for unknown methods or parameters, for
     sizes the network cannot take, for names that are not one for each measurement, and for methods
     that cannot work with the operator or the noise.
@@ -132,7 +162,12 @@ def restore(
     noiser = GaussianNoise() if noiser is None else noiser
     prior.check_method(chosen)
     chosen.check(operator, noiser)
-    height, width = operator.context.height, operator.context.width
+    channels, height, width = operator.context.shape
+    if channels != prior.channels:
+        raise UserError(
+            f"the operator is for images of {channels} channel(s), the prior for {prior.channels}; "
+            "give OperatorContext channels"
+        )
     if height % prior.size_multiple or width % prior.size_multiple:
         raise UserError(
             f"images of {height}x{width}: the network needs sides that are multiples of "
@@ -147,6 +182,6 @@ def restore(
         noise = PerImageNoise(keys, y.device)
     prior = prior.for_images(keys)
     prior = prior.scheduled(prior.start_timestep(chosen, operator, noiser))
-    shape, extent = (3, height, width), prior.extent(height, width)
+    shape, extent = operator.context.shape, prior.extent(height, width)
     problem = Problem(y, operator, noiser, prior.diffusion, shape, extent)
     return sample(prior, chosen, problem, noise, callback)

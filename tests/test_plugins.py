@@ -9,6 +9,7 @@ from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.guidance import GUIDANCE_RULES
 from guided_diffusion.measurements import OPERATORS
 from guided_diffusion.noise_models import NOISES
+from guided_diffusion.pretrained import PRIORS
 from tests.tiny import ROOT
 from tests.tiny_run import photograph, run, save, write_configs
 from util import compute_metric, plugins
@@ -20,7 +21,7 @@ EXAMPLES = ROOT / "examples"
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     """What a test registers is forgotten after it."""
-    for registry in (OPERATORS, CONDITIONING, NOISES, GUIDANCE_RULES, _METRICS):
+    for registry in (OPERATORS, CONDITIONING, NOISES, GUIDANCE_RULES, PRIORS, _METRICS):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.setattr(plugins, "_loaded", {})
 
@@ -40,6 +41,8 @@ def images(tmp_path):
         ("noise", "task.measurement.noise={name: salt_and_pepper, share: 0.2}"),
         ("method", "task.conditioning={method: pull, params: {weight: 0.5, init: inverse}}"),
         ("rule", "task.conditioning.params.guidance_rule=squared"),
+        ("prior", "model={prior: wiener, image_size: 32}"),
+        ("prior", "model={prior: wiener, image_size: 32, grey: true}"),
     ],
 )
 def test_examples(tmp_path, images, file, override):

@@ -30,11 +30,20 @@ OPERATORS = {
 }
 
 
-def write_configs(folder: Path, operator: str, data: dict | None = None) -> list[str]:
-    """Config files and checkpoint in `folder`; the arguments that name them."""
-    weights = golden_data.network(MODEL, seed=1).state_dict()
-    dtype = next(iter(weights.values())).dtype
-    save_weights(weights, folder / "tiny.pt", dtype)
+def write_configs(
+    folder: Path, operator: str, data: dict | None = None, model: dict | None = None
+) -> list[str]:
+    """Config files and checkpoint in `folder`; the arguments that name them.
+
+    model: the model config; one with keys of MODEL gets a checkpoint
+    """
+    model = MODEL if model is None else model
+    if MODEL.keys() <= model.keys():
+        architecture = {k: v for k, v in model.items() if k != "class_label"}
+        weights = golden_data.network(architecture, seed=1).state_dict()
+        dtype = next(iter(weights.values())).dtype
+        save_weights(weights, folder / "tiny.pt", dtype)
+        model = {**model, "model_path": str(folder / "tiny.pt")}
     task = {
         "conditioning": {"method": "dpps", "params": {"scale": 1.0, "n_max": 3}},
         "data": data or {"name": "folder", "root": str(folder)},
@@ -46,7 +55,7 @@ def write_configs(folder: Path, operator: str, data: dict | None = None) -> list
     if operator == "inpainting":
         task["measurement"]["mask_opt"] = {"mask_type": "random"}
     configs = {
-        "model": {**MODEL, "model_path": str(folder / "tiny.pt")},
+        "model": model,
         "diffusion": {"timestep_respacing": 3},
         "task": task,
     }

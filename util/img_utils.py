@@ -27,6 +27,20 @@ def to_pixels(x: Tensor, depth: int = 8) -> np.ndarray:
     return scaled.round().permute(1, 2, 0).numpy().astype(kind)
 
 
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+
+
+def to_grey(x: Tensor) -> Tensor:
+    """The luminance of images [..., 3, H, W], [..., 1, H, W]; of grey ones their values."""
+    red, green, blue = (x[..., i : i + 1, :, :] for i in range(3))
+    return red + LUMINANCE[1] * (green - red) + LUMINANCE[2] * (blue - red)
+
+
+def to_colour(x: Tensor) -> Tensor:
+    """Images [..., 1 or 3, H, W] as [..., 3, H, W]."""
+    return x.expand(*x.shape[:-3], 3, *x.shape[-2:])
+
+
 def resampled(pixels: np.ndarray, how: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     """Pixels [H, W, 3] after `how`, which scales and cuts a Pillow image; uint16 pixels are taken
     channel by channel as floats, since Pillow has no such colour images."""

@@ -26,7 +26,7 @@ from util.files import read_bytes, shown
 
 OWN_CLASS = "GuidedDiffusionUNet"  # of this project's networks, in config.json
 WEIGHTS = "diffusion_pytorch_model"  # file name of the weights, without ending
-_INSTALL = 'pip install "diffusers>=0.30" "huggingface_hub>=0.24" "safetensors>=0.4"'
+_INSTALL = "pip install -r requirements-hub.txt"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LARGEST_JSON = 1 << 20  # bytes
 _TOLD = 300  # characters of another program's message

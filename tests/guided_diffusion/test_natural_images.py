@@ -26,6 +26,7 @@ from util.randomness import ImageKey
 
 HEIGHT, WIDTH = 12, 9
 CONTEXT = OperatorContext(HEIGHT, WIDTH, dtype=torch.float64)
+SHAPE = (3, HEIGHT, WIDTH)
 LIKE = torch.empty(0, dtype=torch.float64)
 
 
@@ -38,7 +39,7 @@ def test_cosine_transform(length):
 
 
 def test_images_and_coefficients():
-    images = NaturalImages(HEIGHT, WIDTH, LIKE)
+    images = NaturalImages(SHAPE, LIKE)
     x = torch.randn(2, 3, HEIGHT, WIDTH, dtype=torch.float64)
     c = images.coefficients(x)
     torch.testing.assert_close(images.image(c), x)
@@ -59,7 +60,7 @@ def test_images_and_coefficients():
 )
 def test_the_estimate_is_the_posterior_mean(operator, sigma):
     """Against the solution of the dense system."""
-    images = NaturalImages(HEIGHT, WIDTH, LIKE)
+    images = NaturalImages(SHAPE, LIKE)
     n = 3 * HEIGHT * WIDTH
     unit = torch.eye(n, dtype=torch.float64).reshape(n, 3, HEIGHT, WIDTH)
     V = images.image(images.variances * images.coefficients(unit)).reshape(n, n)
@@ -67,7 +68,7 @@ def test_the_estimate_is_the_posterior_mean(operator, sigma):
     y = operator(images.draw(1, torch.Generator().manual_seed(2)))
     gram = A @ V @ A.T + sigma**2 * torch.eye(len(A), dtype=torch.float64)
     expected = V @ A.T @ torch.linalg.solve(gram, y.reshape(-1))
-    found = wiener(operator, y, HEIGHT, WIDTH, sigma)
+    found = wiener(operator, y, SHAPE, sigma)
     torch.testing.assert_close(found.reshape(-1), expected, rtol=0, atol=0.02)
 
 
@@ -75,8 +76,8 @@ def test_every_image_of_a_batch_is_solved_on_its_own():
     y = torch.randn(3, 3, HEIGHT, WIDTH, dtype=torch.float64)
     sigma = torch.tensor([0.1, 0.2, 0.4], dtype=torch.float64).view(3, 1, 1, 1)
     operator = GaussianBlur(5, 1.0, context=CONTEXT)
-    batch = wiener(operator, y, HEIGHT, WIDTH, sigma)
-    singles = [wiener(operator, y[i : i + 1], HEIGHT, WIDTH, sigma[i].item()) for i in range(3)]
+    batch = wiener(operator, y, SHAPE, sigma)
+    singles = [wiener(operator, y[i : i + 1], SHAPE, sigma[i].item()) for i in range(3)]
     torch.testing.assert_close(batch, torch.cat(singles))
 
 
@@ -86,11 +87,11 @@ def test_the_expected_error_is_that_of_the_estimate():
 
     def start(image, seed):
         noise = GaussianNoise(sigma)(image[0], np.random.RandomState(seed))[None]
-        return wiener(operator, noise, side, side, sigma)
+        return wiener(operator, noise, (3, side, side), sigma)
 
-    v = NaturalImages(side, side, LIKE).variances
+    v = NaturalImages((3, side, side), LIKE).variances
     posterior = (v * sigma**2 / (v + sigma**2)).mean().item()
-    assert expected_error(start, side, side, LIKE) == pytest.approx(posterior, rel=0.15)
+    assert expected_error(start, (3, side, side), LIKE) == pytest.approx(posterior, rel=0.15)
 
 
 def test_an_error_counts_where_it_is():
@@ -99,7 +100,7 @@ def test_an_error_counts_where_it_is():
         wrong[..., :8, :8] += 0.5
         return wrong
 
-    assert expected_error(start, 32, 32, LIKE) == pytest.approx(0.25)
+    assert expected_error(start, (3, 32, 32), LIKE) == pytest.approx(0.25)
 
 
 @pytest.fixture

@@ -92,8 +92,52 @@ def test_condition_is_added_to_the_embedding():
     model = golden_data.network(json.loads(str(GOLDEN["a/config"])), 3)
     x, t = golden_data.normal((2, 3, 32, 32), 1), torch.tensor([3, 700])
     zeros = torch.zeros(2, 4 * model.config.num_channels)
-    torch.testing.assert_close(model(x, t, zeros), model(x, t))
-    assert (model(x, t, zeros + 1) - model(x, t)).abs().max() > 1e-3
+    torch.testing.assert_close(model(x, t, condition=zeros), model(x, t))
+    assert (model(x, t, condition=zeros + 1) - model(x, t)).abs().max() > 1e-3
+
+
+def test_a_class_is_a_shift_of_the_embedding():
+    """ADM's class-conditional network is the plain one whose last embedding bias is moved."""
+    config = json.loads(str(GOLDEN["a/config"]))
+    plain = golden_data.network(config, 3)
+    model = UNetModel(UNetConfig(**{**config, "class_cond": True})).eval()
+    missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
+    assert (missing, unexpected) == (["label_emb.weight"], [])
+    width = 4 * model.config.num_channels
+    assert model.label_emb.weight.shape == (1000, width)
+    x, t = golden_data.normal((2, 3, 32, 32), 1), torch.tensor([3, 700])
+    found = model(x, t, torch.tensor([7, 999]))
+    for i, label in enumerate((7, 999)):
+        shifted = golden_data.network(config, 3)
+        with torch.no_grad():
+            shifted.time_embed[2].bias += model.label_emb.weight[label]
+        torch.testing.assert_close(found[i], shifted(x, t)[i])
+    with pytest.raises(ValueError, match="needs labels"):
+        model(x, t)
+
+
+ADM = {
+    "attention_resolutions": "32,16,8",
+    "num_head_channels": 64,
+    "resblock_updown": True,
+    "class_cond": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        # The published networks of these sizes, in millions (Dhariwal & Nichol 2021, table 12)
+        ({"image_size": 64, "num_channels": 192, "num_res_blocks": 3}, 296),
+        ({"image_size": 128, "num_channels": 256, "num_res_blocks": 2}, 422),
+        ({"image_size": 256, "num_channels": 256, "num_res_blocks": 2}, 554),
+        ({"image_size": 512, "num_channels": 256, "num_res_blocks": 2}, 559),
+    ],
+)
+def test_the_class_conditional_networks_that_are_published(config, parameters):
+    with torch.device("meta"):
+        model = UNetModel(UNetConfig(**{**ADM, **config}))
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == parameters
 
 
 @pytest.mark.parametrize(
@@ -107,7 +151,6 @@ def test_condition_is_added_to_the_embedding():
         ({"channel_mult": "1,x"}, "channel_mult"),
         ({"channel_mult": "1,1e400"}, "channel_mult"),
         ({"num_channels": 40}, "multiples of 32"),
-        ({"class_cond": True}, "class_cond"),
         ({"num_head_channels": 48}, "attention heads"),
     ],
 )

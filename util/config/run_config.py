@@ -200,7 +200,13 @@ def _parse_model(raw: dict[str, Any], where: str) -> Pretrained:
     raw = dict(raw)
     kind = convert(raw.pop("prior", "guided_diffusion"), str, f"{where}: prior")
     PRIORS.get(kind, where)
-    return PRIORS.get(kind)(**parse_keys(PRIORS.keys(kind), raw, where))
+    keys = parse_keys(PRIORS.keys(kind), raw, where)
+    try:
+        return PRIORS.get(kind)(**keys)
+    except UserError:
+        raise
+    except Exception as error:  # of a plug-in
+        raise UserError(f"{where}: prior {kind}: {type(error).__name__}: {error}") from error
 
 
 def _parse_diffusion(

@@ -25,6 +25,7 @@ from guided_diffusion.tiling import TiledModel, Tiling, WindowExtent, distance_f
 from models.kernel_wizard import load_kernel_wizard
 from util.config.run_config import RunConfig, parse_named
 from util.errors import UserError
+from util.img_utils import to_colour, to_grey
 from util.logger import get_logger
 from util.randomness import ImageKey
 
@@ -43,7 +44,7 @@ class Case:
     key: ImageKey
     y: Tensor  # the whole measurement, [C, h, w]
     operator: Operator  # of the whole image, bound to this one
-    label: Tensor | None  # [3, H, W] on the CPU; None: there is none
+    label: Tensor | None  # [C, H, W] on the CPU; None: there is none
     grey: bool  # the source has no colour channels
     known: Tensor | None  # 1 where y holds a measurement, [C, h, w]; None: everywhere
     dpi: tuple[float, float] | None = None  # of the source
@@ -78,8 +79,8 @@ class Batch:
         return torch.stack([case.y for case in self.cases])
 
     def finish(self, x: Tensor) -> Tensor:
-        """The images [B, 3, H, W] in the sampler's x [B, 3, H', W']."""
-        return self.frame.cut(x)
+        """The images [B, 3, H, W] in the sampler's x [B, C, H', W']."""
+        return to_colour(self.frame.cut(x))
 
     def results(self, x: Tensor) -> Tensor:
         """The same, with the known pixels of the measurement where they are to be kept."""
@@ -156,10 +157,10 @@ class ProblemBuilder:
     ) -> None:
         self.config, self.dataset = config, dataset
         self.seed, self.device = seed, device
-        self.size = config.model.image_size
+        self.size, self.channels = config.model.image_size, config.model.channels
         self.noiser: NoiseModel = config.task.noise.build(NOISES)
         self.operator = lru_cache(maxsize=4)(self._operator)
-        self._mask_told = False
+        self._mask_told = self._grey_told = False
         self._in_use: WeakValueDictionary[tuple[int, int], Operator] = WeakValueDictionary()
         any_size = dataset.fit in ("pad", "tile")
         side = max(self.size, _PROBED_SIDE) if any_size else self.size
@@ -176,6 +177,7 @@ class ProblemBuilder:
             width,
             self.device,
             seed=self.seed,
+            channels=self.channels,
             mask=self.config.task.mask_opt,
             load_network=load_kernel_wizard,
             build_part=_build_part,
@@ -230,8 +232,7 @@ class ProblemBuilder:
             return True
         if operator.differs_by_image:
             operator = operator.bind([ImageKey(0, "")])
-        c = operator.context
-        return operator(torch.zeros(1, 3, c.height, c.width, device=c.device)).ndim == 4
+        return operator(operator.context.empty()).ndim == 4
 
     def measure(self, name: str, photograph: Photograph) -> Case:
         """The image called `name` as the data set gave it, measured unless it is a measurement;
@@ -239,6 +240,7 @@ class ProblemBuilder:
         key = ImageKey(self.seed, name)
         if self.dataset.measured:
             return self._measured(key, photograph)
+        photograph = self._as_the_prior_has(photograph)
         image = photograph.image.to(self.device)
         operator = self.operator(*image.shape[-2:]).bind([key])
         clean = operator(image[None])[0]
@@ -254,6 +256,16 @@ class ProblemBuilder:
             self._kept(operator),
         )
 
+    def _as_the_prior_has(self, photograph: Photograph) -> Photograph:
+        """The photograph, grey where the prior's images are."""
+        if self.channels == 3:
+            return photograph
+        if not photograph.grey and not self._grey_told:
+            self._grey_told = True
+            get_logger().info("the prior knows grey images; colours are left out")
+        stored = None if photograph.stored is None else to_grey(photograph.stored)
+        return replace(photograph, image=to_grey(photograph.image), grey=True, stored=stored)
+
     def _kept(self, operator: Operator) -> Tensor | None:
         """Where known pixels are copied into the result, bool [1, H, W]; None: nowhere."""
         if not isinstance(operator, Inpainting):
@@ -264,14 +276,14 @@ class ProblemBuilder:
         return operator.masks[0] > 0 if kept else None
 
     def _measured(self, key: ImageKey, photograph: Photograph) -> Case:
+        photograph = self._as_the_prior_has(photograph)
         y = self.probe.from_picture(photograph.image.to(self.device))
         factor = getattr(self.probe, "scale_factor", 1)
         operator = self.operator(*(side * factor for side in y.shape[-2:]))
         known = None
         if not operator.differs_by_image:
             c = operator.context
-            empty = torch.zeros(1, 3, c.height, c.width, device=c.device)
-            expected = tuple(operator(empty).shape[1:])
+            expected = tuple(operator(c.empty()).shape[1:])
             if expected != tuple(y.shape):
                 raise UserError(
                     f"{key.name}: a file of {tuple(y.shape)} values, but {operator.title} measures "
@@ -337,7 +349,7 @@ class ProblemBuilder:
         operator = first.join(others)
         height, width = cases[0].size
         if fit not in ("pad", "tile"):
-            shape = (3, height, width)
+            shape = operator.context.shape
             problem = Problem(y, operator, self.noiser, prior.diffusion, shape, known=known)
             return Batch(cases, Frame(height, width, height, width), operator, problem, prior)
         frame = Frame.fitting(height, width, self.size, prior.size_multiple)
@@ -349,7 +361,7 @@ class ProblemBuilder:
             framed,
             self.noiser,
             prior.diffusion,
-            (3, frame.full_height, frame.full_width),
+            (self.channels, frame.full_height, frame.full_width),
             WholeImage(distance_factor(height, width, self.size)),
             known,
         )

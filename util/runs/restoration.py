@@ -389,7 +389,7 @@ class Restoration:
     def _save_image(
         self, case: Case, image: Tensor, residual: Residual, cost: Mapping[str, float]
     ) -> None:
-        grey = self.settings.grey and case.grey
+        grey = case.grey and (self.settings.grey or self.prior.channels == 1)
         form = PictureForm(grey, self.settings.output_depth, case.dpi)
         metrics = self.results.save_restored(case.output, case.label, image, form)
         name = case.key.name

@@ -22,7 +22,7 @@ from util.atomic import save_atomically
 from util.compute_metric import RUN_METRICS, decimal, run_metrics
 from util.errors import OutputError, UserError
 from util.files import file_mark, same_file, shown
-from util.img_utils import to_pixels
+from util.img_utils import to_colour, to_pixels
 from util.logger import get_logger
 from util.runs.manifest import Record
 
@@ -160,14 +160,15 @@ class Results:
     def save_restored(
         self, name: str, label: Tensor | None, recon: Tensor, form: PictureForm = PictureForm()
     ) -> dict[str, float]:
-        """Restored image and label [3, H, W]; returns the metrics of their 8-bit pixels.
+        """Restored image and label [C, H, W]; returns the metrics of their 8-bit pixels.
 
         Without a label there are none.
         """
+        recon = to_colour(recon)
         if label is None:
             self.save_image("recon", name, recon, form)
             return {}
-        label_pixels = self.save_image("label", name, label, form)
+        label_pixels = self.save_image("label", name, to_colour(label), form)
         pixels = self.save_image("recon", name, recon, form)
         return run_metrics(label_pixels, pixels)
 
