@@ -2,7 +2,9 @@
 
 import hashlib
 import http.server
+import sys
 import threading
+import types
 
 import pytest
 
@@ -88,3 +90,24 @@ def test_foreign_file_is_not_overwritten(server, tmp_path):
 def test_command_line_without_a_server(tmp_path, capsys):
     assert main(["ffhq", "--folder", str(tmp_path), "--source", "http://127.0.0.1:9"]) == 2
     assert "diffusion_ffhq_10m.pt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["whole", "another file", "no network"])
+def test_by_huggingface_hub_where_it_is_installed(server, tmp_path, monkeypatch, how):
+    """What it brings is checked; where it fails, our own code fetches the file."""
+
+    def hf_hub_download(repository, name, local_dir):
+        assert (repository, name) == ("deepinv/diffunet", "remote.pt")
+        if how == "no network":
+            raise ConnectionError("unreachable")
+        local_dir.mkdir()
+        (local_dir / name).write_bytes(DATA if how == "whole" else b"something else")
+        return str(local_dir / name)
+
+    hub = types.SimpleNamespace(hf_hub_download=hf_hub_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setattr("models.download.SOURCE", server)
+    path = download(CHECKPOINT, tmp_path, server)
+    assert path.read_bytes() == DATA
+    assert [p.name for p in tmp_path.iterdir()] == ["local.pt"]
+    assert len(Handler.requests) == (how != "whole")
