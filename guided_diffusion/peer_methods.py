@@ -34,10 +34,12 @@ from util.errors import UnsupportedError, UserError
 from util.randomness import NoiseSource
 
 
-class LinearMethod(ConditioningMethod):
-    """A method for linear operators and Gaussian noise."""
+class PeerMethod(ConditioningMethod):
+    """A method that says what it needs of the operator and the noise."""
 
     title: ClassVar[str] = ""
+    needs_linear: ClassVar[bool] = False
+    needs_gaussian: ClassVar[bool] = False
     needs_spectrum: ClassVar[bool] = False
 
     def check(self, operator: Operator, noiser: NoiseModel) -> None:
@@ -47,17 +49,26 @@ class LinearMethod(ConditioningMethod):
             raise UnsupportedError(f"{self.title} {objection}: not {operator.title} with {noise}")
 
     def _objection(self, operator: Operator, noiser: NoiseModel) -> str | None:
-        if not isinstance(operator, LinearOperator):
+        if self.needs_linear and not isinstance(operator, LinearOperator):
             return "needs a linear operator"
-        if not isinstance(noiser, GaussianNoise | Clean):
+        if self.needs_gaussian and not isinstance(noiser, GaussianNoise | Clean):
             return "needs Gaussian noise, or none"
-        if self.needs_spectrum and not operator.has_spectrum:
+        if self.needs_spectrum and not (
+            isinstance(operator, LinearOperator) and operator.has_spectrum
+        ):
             return "needs an operator whose singular values are known in closed form"
         return None
 
     def start(self, problem: Problem, noise: NoiseSource) -> Tensor:
         self.check(problem.operator, problem.noiser)
         return super().start(problem, noise)
+
+
+class LinearMethod(PeerMethod):
+    """A method for linear operators and Gaussian noise."""
+
+    needs_linear = True
+    needs_gaussian = True
 
 
 @CONDITIONING.register("diffpir")

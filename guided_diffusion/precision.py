@@ -156,21 +156,20 @@ class _ThroughNetwork(torch.autograd.Function):
     """The network's output, with a backward pass that runs under the same settings.
 
     The part of the graph inside the network is kept apart, so that its gradient can be scaled
-    on the way in and scaled back on the way out without touching the rest of the graph.
+    on the way in and scaled back on the way out without touching the rest of the graph. It is
+    given back with the first pass; a further pass, which few methods make, computes it again.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, runner: "AcceleratedNetwork", *told: Tensor) -> Tensor:
-        with torch.enable_grad():
-            inner = x.detach().requires_grad_()
-            output = runner.evaluate(inner, *told)
-        ctx.runner, ctx.inner, ctx.output = runner, inner, output
-        return output.detach()
+        ctx.save_for_backward(x, *told)
+        ctx.runner, ctx.graph = runner, _network_graph(runner, x, *told)
+        return ctx.graph[1].detach()
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inner, output = ctx.inner, ctx.output
-        ctx.inner = ctx.output = None
+        inner, output = ctx.graph or _network_graph(ctx.runner, *ctx.saved_tensors)
+        ctx.graph = None
         unused = (None,) * (len(ctx.needs_input_grad) - 1)
         with _matmul_format(ctx.runner.tf32), torch.enable_grad():
             if not ctx.runner.scaled:
@@ -179,13 +178,20 @@ class _ThroughNetwork(torch.autograd.Function):
             return torch.autograd.grad(output, inner, gradient * scale)[0] / scale, *unused
 
 
+def _network_graph(runner: "AcceleratedNetwork", x: Tensor, *told: Tensor) -> tuple[Tensor, Tensor]:
+    """Input and output of the network, between which its graph lies."""
+    with torch.enable_grad():
+        inner = x.detach().requires_grad_()
+        return inner, runner.evaluate(inner, *told)
+
+
 class AcceleratedNetwork:
     """A network run as an `Execution` says: (x_t [B, C, H, W], what it is told of the images: the
     timesteps [B], and labels [B] where it takes them) -> float32.
 
-    Differentiable once with respect to x_t. The weights are converted in place where the network
-    has `set_precision`; others run under torch.autocast. `compile_seconds` is what compiling has
-    taken so far.
+    Differentiable with respect to x_t, not twice. The weights are converted in place where the
+    network has `set_precision`; others run under torch.autocast. `compile_seconds` is what
+    compiling has taken so far.
     """
 
     def __init__(self, network: nn.Module, execution: Execution, device: torch.device) -> None:

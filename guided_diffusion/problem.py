@@ -132,6 +132,14 @@ class Problem:
         return self.noiser.variance(measured)
 
 
+def data_gradient(problem: Problem, x: Tensor) -> Tensor:
+    """Gradient of || y - A(x) ||^2 / 2 by x, both [B, 3, H, W], for any operator."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        half_square = (problem.y - problem.operator(x)).square().sum() / 2
+        return torch.autograd.grad(half_square, x)[0]
+
+
 def per_image(values: Tensor) -> Tensor:
     """Sums [B] of values [B, parts...]."""
     return values if values.ndim == 1 else values.flatten(1).sum(1)

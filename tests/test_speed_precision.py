@@ -79,6 +79,16 @@ def test_gradient_scale_is_a_power_of_two_per_image():
     assert scale[2] == scale[3] == 1
 
 
+def test_one_evaluation_can_be_differentiated_several_times():
+    x = X.clone().requires_grad_()
+    output = accelerated(Execution("fp32"))(x, T)
+    weights = golden_data.normal(tuple(output.shape), 2)
+    for factor in (1.0, -2.0):
+        (found,) = torch.autograd.grad(output, x, factor * weights, retain_graph=True)
+        _, expected = value_and_gradient(golden_data.network(CONFIG, 3), factor)
+        torch.testing.assert_close(found, expected)
+
+
 def test_without_a_gradient_no_graph_is_kept():
     with torch.no_grad():
         assert not accelerated(Execution("fp32"))(X, T).requires_grad

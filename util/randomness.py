@@ -55,7 +55,8 @@ class NoiseSource(Protocol):
     """
 
     def normal(self, purpose: str, step: int, shape: Sequence[int]) -> Tensor:
-        """Standard normal [B, *shape]; purpose is "start", "step" or "measurement"."""
+        """Standard normal [B, *shape]; purpose is "start", "step", "measurement" or, for the steps
+        of a chain within a step, "chain". Every call draws anew."""
 
     def uniform(self, purpose: str, step: int, shape: Sequence[int]) -> Tensor:
         """Uniform on [0, 1), [B, *shape]."""

@@ -110,3 +110,23 @@ def test_conjugate_gradients_treats_images_on_their_own():
     b[1] *= 1e4
     x = conjugate_gradients(lambda v: a * v, b, torch.zeros_like(b), 3)
     torch.testing.assert_close(x, b / a)
+
+
+def test_conjugate_gradients_start_from_zero_without_applying_the_system():
+    calls, b = [], images(8, (1, 3, 2, 2))
+
+    def doubled(v):
+        calls.append(v)
+        return 2 * v
+
+    torch.testing.assert_close(conjugate_gradients(doubled, b, None, 1), b / 2)
+    assert len(calls) == 1
+
+
+def test_no_step_is_taken_where_a_system_is_not_positive():
+    """One image's system has a negative value along b; the other's is solved all the same."""
+    a = torch.tensor([2.0, -1.0], dtype=torch.float64).view(2, 1, 1, 1)
+    b = images(8, (2, 3, 2, 2))
+    x = conjugate_gradients(lambda v: a * v, b, None, 2)
+    torch.testing.assert_close(x[0], b[0] / 2)
+    assert not x[1].any()

@@ -20,7 +20,7 @@ from guided_diffusion.sampling import Prior
 from models.prior import restore
 from util.errors import UnsupportedError, UserError
 
-PEERS = ["diffpir", "ddnm+", "pigdm"]
+PEERS = ["diffpir", "ddnm+", "pigdm", "ddrm"]
 SIZE = 16
 NAMES = ["a", "b"]
 ACP = torch.from_numpy(np.cumprod(1 - linear_betas(1000)))

@@ -34,7 +34,7 @@ class Record:
     time: float  # when it was finished, seconds since 1970
     seconds: float = 0.0  # that its restoration took
     evaluations: float = 0.0  # of the network
-    gradients: float = 0.0  # those of them that were also differentiated
+    gradients: float = 0.0  # passes back through it
     residual: float | None = None  # || y - A(x) || of the restored image
     expected_residual: float | None = None  # what the stated noise alone would leave
     metrics: dict[str, float] = field(default_factory=dict)  # where there is a label

@@ -88,8 +88,8 @@ def _reason(error: Exception) -> str:
 
 
 class Counting(nn.Module):
-    """A network that counts the images it has seen, and asks before each whether to go on: a step
-    of a large photograph has hundreds of windows."""
+    """A network that counts the images it has seen and differentiated, and asks before each whether
+    to go on: a step of a large photograph has hundreds of windows."""
 
     def __init__(self, model: Model, stop: StopRequest) -> None:
         super().__init__()
@@ -100,8 +100,13 @@ class Counting(nn.Module):
     def forward(self, x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
         self.stop.check()
         self.evaluations += len(x)
-        self.gradients += len(x) * x.requires_grad
-        return self.model(x, t, *labels)
+        output = self.model(x, t, *labels)
+        if output.requires_grad:  # a method may differentiate one evaluation several times
+            output.register_hook(lambda gradient: self._count_gradients(len(x)))
+        return output
+
+    def _count_gradients(self, count: int) -> None:
+        self.gradients += count
 
 
 class Restoration:

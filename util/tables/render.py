@@ -142,7 +142,7 @@ def footnotes(table: TableResult) -> list[str]:
     notes = [
         f"{len(table.names)} photograph(s) at {size}x{size}, {seeds}. In brackets: standard error "
         "over the photographs. Best bold, second underlined. NFE: network evaluations per image, "
-        "and how many of them were also differentiated."
+        "and how many passes back through the network there were."
     ]
     notes += dict.fromkeys(_noise_note(c.cell.config.task.noise) for c in table.cells[0])
     if spec.precision is not None:
