@@ -1,5 +1,5 @@
-"""The commands that an installation brings: dpps, dpps-metrics, dpps-table, dpps-train,
-dpps-download, dpps-export."""
+"""The commands that an installation brings: dpps, dpps-metrics, dpps-table, dpps-posterior,
+dpps-train, dpps-download, dpps-export."""
 
 # Each imports its program when it is called: they are slow to load.
 
@@ -20,6 +20,12 @@ def table() -> int:
     from util import make_table
 
     return make_table.main()
+
+
+def posterior() -> int:
+    from util import check_posterior
+
+    return check_posterior.main()
 
 
 def train() -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusion.condition_methods import CONDITIONING
+from guided_diffusion.condition_methods import CONDITIONING, ConditioningMethod
 from guided_diffusion.measurements import OPERATORS, Operator
 from guided_diffusion.noise_models import GaussianNoise, NoiseModel
 from guided_diffusion.precision import AcceleratedNetwork, Execution, accelerate
@@ -128,7 +128,7 @@ def restore(
     operator: Operator,
     prior: Prior,
     *,
-    method: str = "dpps",
+    method: str | ConditioningMethod = "dpps",
     params: Mapping[str, Any] | None = None,
     noiser: NoiseModel | None = None,
     seed: int = 0,
@@ -142,7 +142,7 @@ def restore(
     operator: the A of y = A(x), bound to these images where it holds masks
     method, params: conditioning method and its parameters, as in a task config; params default to
       the prior's for dpps, and to the method's defaults for others; with the prior's num_steps, to
-      guidance that needs no scale
+      guidance that needs no scale. Or a method that is built already, which has no params
     noiser: noise model, which decides the distance (default: Gaussian)
     seed, names: what an image draws depends on (seed, its name) alone; names default to "0", "1"
     noise: another source of all random numbers
@@ -153,12 +153,12 @@ def restore(
     sizes the network cannot take, for names that are not one for each measurement, and for methods
     that cannot work with the operator or the noise.
     """
-    if params is None and method == "dpps":
-        params = prior.params
-    if prior.num_steps is not None and method in CONDITIONING.names():
-        params = tuned(method, params or {})
-    component = parse_component(CONDITIONING, method, params, "conditioning.params")
-    chosen = component.build(CONDITIONING)
+    if isinstance(method, ConditioningMethod):
+        if params is not None:
+            raise UserError("restore: params belong to a method's name, not to a method")
+        chosen = method
+    else:
+        chosen = _build_method(method, params, prior)
     noiser = GaussianNoise() if noiser is None else noiser
     prior.check_method(chosen)
     chosen.check(operator, noiser)
@@ -185,3 +185,12 @@ def restore(
     shape, extent = operator.context.shape, prior.extent(height, width)
     problem = Problem(y, operator, noiser, prior.diffusion, shape, extent)
     return sample(prior, chosen, problem, noise, callback)
+
+
+def _build_method(name: str, params: Mapping[str, Any] | None, prior: Prior) -> ConditioningMethod:
+    if params is None and name == "dpps":
+        params = prior.params
+    if prior.num_steps is not None and name in CONDITIONING.names():
+        params = tuned(name, params or {})
+    component = parse_component(CONDITIONING, name, params, "conditioning.params")
+    return component.build(CONDITIONING)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from util.errors import UserError
+
 
 def _read_umask() -> int:
     mask = os.umask(0)
@@ -39,6 +41,17 @@ def save_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write(path: Path, data: bytes | str) -> None:
+    """Write a whole file and the folders above it; what of a file's name is no UTF-8 is escaped in
+    text. UserError where that cannot be done."""
+    data = data.encode(errors="backslashreplace") if isinstance(data, str) else data
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_atomically(path, lambda file: file.write(data))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def sweep(folder: str | Path) -> None:

@@ -38,7 +38,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from util.atomic import save_atomically
+from util.atomic import write
 from util.cli import (
     PRECISION_NAMES,
     add_device,
@@ -146,16 +146,6 @@ def write_figure(path: Path, table: TableResult) -> str | None:
     picture.save(buffer, format=Image.registered_extensions()[path.suffix], quality=_JPEG_QUALITY)
     write(path, buffer.getvalue())
     return path.name
-
-
-def write(path: Path, data: bytes | str) -> None:
-    """Write a whole file; what of a file's name is no UTF-8 is escaped in text."""
-    data = data.encode(errors="backslashreplace") if isinstance(data, str) else data
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_atomically(path, lambda file: file.write(data))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def report(

@@ -61,15 +61,23 @@ def paired_difference(
     if not common:
         raise ValueError("no image and seed in common")
     differences = list(per_image({key: a[key] - b[key] for key in sorted(common)}).values())
-    mean = float(np.mean(differences))
-    if len(differences) < 2 or not np.isfinite(differences).all():
-        return Paired(mean, None, None, len(differences))
-    if np.ptp(differences) == 0:  # scipy would return nan
-        return Paired(mean, mean, mean, len(differences))
+    low, high = student_interval(differences, confidence)
+    return Paired(float(np.mean(differences)), low, high, len(differences))
+
+
+def student_interval(
+    values: Sequence[float], confidence: float = 0.95
+) -> tuple[float | None, float | None]:
+    """Student's t interval of the mean of independent values; None for a single one, and where
+    one is infinite."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return None, None
+    if np.ptp(values) == 0:  # scipy would return nan
+        return float(values[0]), float(values[0])
     from scipy import stats  # slow to import
 
-    interval = stats.ttest_1samp(differences, 0.0).confidence_interval(confidence)
-    return Paired(mean, float(interval.low), float(interval.high), len(differences))
+    interval = stats.ttest_1samp(values, 0.0).confidence_interval(confidence)
+    return float(interval.low), float(interval.high)
 
 
 LEAST_SEEDS = 5  # a standard deviation over fewer seeds says little

@@ -267,6 +267,8 @@ def test_restore_refuses_what_it_cannot_do():
         restore(y, operator, prior, method="dps")
     with pytest.raises(UserError, match='unknown key "sclae" .did you mean "scale"'):
         restore(y, operator, prior, params={"sclae": 1})
+    with pytest.raises(UserError, match="params belong to a method's name"):
+        restore(y, operator, prior, method=ProximalSampling(), params={"scale": 1.0})
 
 
 def test_poisson_distance_guides_too():
@@ -298,6 +300,7 @@ def test_a_prior_loaded_for_an_operator_brings_steps_and_params(tmp_path):
     restored = restore(y, operator, prior)
     assert torch.equal(restored, restore(y, operator, prior, params={"scale": 3.0}))
     assert not torch.equal(restored, restore(y, operator, prior, params={"scale": 1.0}))
+    assert torch.equal(restored, restore(y, operator, prior, method=ProximalSampling(scale=3.0)))
     assert load_prior(*files).diffusion.num_timesteps == 9
     assert load_prior(*files, operator="gaussian_blur").params == {}
     with pytest.raises(UserError, match='unknown operator "blur"'):

@@ -4,6 +4,7 @@ import scipy.fft
 import torch
 
 from data.masks import MaskConfig
+from guided_diffusion import natural_images
 from guided_diffusion.condition_methods import ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.measurements import (
@@ -47,6 +48,15 @@ def test_images_and_coefficients():
     drawn = images.draw(2000, torch.Generator().manual_seed(1))
     found = images.coefficients(drawn).var(0)
     assert (found / images.variances).log().abs().max() < 0.2
+
+
+def test_large_images_have_the_same_transform(monkeypatch):
+    x = torch.randn(2, 3, HEIGHT, WIDTH, dtype=torch.float64)
+    small = NaturalImages(SHAPE, LIKE)
+    monkeypatch.setattr(natural_images, "_MATRICES", HEIGHT - 1)
+    large = NaturalImages(SHAPE, LIKE)
+    torch.testing.assert_close(large.coefficients(x), small.coefficients(x))
+    torch.testing.assert_close(large.image(x), small.image(x))
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.5])

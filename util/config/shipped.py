@@ -16,6 +16,7 @@ _KINDS = {
     "task": (_FOLDER, "_config"),
     "training": (_FOLDER, ""),
     "table": (_FOLDER / "tables", ""),
+    "posterior check": (_FOLDER, ""),
 }
 
 
@@ -23,7 +24,7 @@ def find_config(name: str | Path, kind: str) -> str:
     """The file that `name` means: a path as it is, or a config that ships, by its file name or the
     part of it that is its own ("inpainting" for configs/inpainting_config.yaml).
 
-    kind: "model", "diffusion", "task", "training" or "table"
+    kind: "model", "diffusion", "task", "training", "table" or "posterior check"
 
     Raises UserError, naming those that ship, for a word that is neither.
     """
@@ -46,6 +47,8 @@ def shipped(kind: str) -> list[str]:
     stems = {path.stem for path in folder.glob(f"*{ending}.yaml")}
     if kind == "training":
         stems = {s for s in stems if s.startswith("train_")}
+    if kind == "posterior check":
+        stems = {s for s in stems if s.startswith("posterior")}
     if kind == "task":  # whose ending the others have, too
         stems = {s for s in stems if not s.endswith(("model_config", "diffusion_config"))}
     return sorted(s.removesuffix(ending) for s in stems)

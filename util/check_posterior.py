@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Check whether methods draw from the posterior at all, with priors whose posterior is known.
+
+Examples:
+
+  # The check that ships; eight minutes of one core
+  python -m util.check_posterior
+
+  # One of your own, larger images, more measurements
+  python -m util.check_posterior MY_CHECK.yaml --set size=32 --set runs=8
+
+  # With a method of yours as a row
+  python -m util.check_posterior MY_CHECK.yaml --plugin my_method.py
+
+The prior is a Gaussian with the spectrum of photographs, or a mixture of such. Its exact denoiser
+takes the place of the network; sampler, methods and operators run unchanged. Nothing is kept from
+one call to the next; after an interruption, what was measured is written.
+"""
+
+if __package__ in (None, ""):  # run by its path: modules are found from the project's folder
+    import os
+    import sys
+
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import argparse
+import io
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from util.atomic import write
+from util.cli import add_plugin, command_parser, report_errors
+from util.logger import get_logger
+from util.plugins import load_plugins
+from util.posterior.figure import figure
+from util.posterior.measure import CheckResult, run_check
+from util.posterior.render import markdown, to_json
+from util.posterior.spec import load_spec
+
+_NAME = "posterior"
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add("check", nargs="?", default="posterior", metavar="CHECK", help="the config of a check")
+    add(
+        "--out",
+        default="results/posterior",
+        metavar="FOLDER",
+        help=f"where {_NAME}.md, {_NAME}.json and {_NAME}.png are written",
+    )
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a key of the check; repeatable",
+    )
+    add_plugin(parser)
+    return parser.parse_args(argv)
+
+
+def write_files(folder: Path, result: CheckResult, command: str) -> None:
+    buffer = io.BytesIO()
+    figure(result).save(buffer, format="PNG", optimize=True)
+    write(folder / f"{_NAME}.png", buffer.getvalue())
+    write(folder / f"{_NAME}.md", markdown(result, command, f"{_NAME}.png"))
+    write(folder / f"{_NAME}.json", to_json(result, command))
+
+
+def _check_writable(folder: Path) -> None:
+    """UserError, before minutes of work, where nothing can be written."""
+    probe = folder / f".{_NAME}.part"
+    write(probe, "")
+    probe.unlink()
+
+
+@report_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    load_plugins(args.plugins)
+    result = CheckResult(load_spec(args.check, args.overrides))
+    words = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "-m", "util.check_posterior", *words])
+    folder = Path(args.out)
+    _check_writable(folder)
+    try:
+        run_check(result)
+    except KeyboardInterrupt:
+        get_logger().error("interrupted; %s holds what was measured", folder)
+        return 130
+    finally:
+        if result.cases:
+            write_files(folder, result, command)
+    get_logger().info("wrote %s/%s.md, .json, .png", folder, _NAME)
+    return 1 if result.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
