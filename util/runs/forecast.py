@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from util.runs.problems import Case
 from util.runs.progress import duration
 from util.runs.restoration import Restoration
 from util.runs.results import Results
+from util.runs.spread import Spread
 
 _TIMED = 5  # steps, spread over all: their candidates differ
 _TRIED = 20  # images, until one can be read
@@ -55,17 +57,18 @@ def forecast(restoration: Restoration, names: Sequence[str], finished: int = 0) 
         return Forecast(0, finished, 0, 0, 0)
     case, once = _timed(lambda: _first_readable(restoration, names))
     _, reading = _timed(lambda: restoration.case(case.key.name))  # the start is known by now
-    batch = min(restoration.settings.batch_size or 1, len(names))
+    samples = restoration.settings.samples
+    batch = min(restoration.settings.batch_size or 1, len(names) * max(1, samples - 1))
     if restoration.settings.batch_size is None:
         batch = restoration.fitting(case, len(names))
     steps, sampling, evaluations = _sample(restoration, [case] * batch)
     size, saving = _timed(lambda: _saved_bytes(restoration, case, steps))
     areas, images = _areas(restoration.dataset, names, case), len(names)
-    each = (sampling / batch) * areas + reading + saving
+    each = samples * (sampling / batch) * areas + reading + saving
     return Forecast(
         images,
         finished,
-        evaluations=evaluations * areas * images,
+        evaluations=samples * evaluations * areas * images,
         seconds=once - reading + each * images,
         bytes=size * areas * images,
     )
@@ -125,8 +128,15 @@ def _saved_bytes(restoration: Restoration, case: Case, steps: int) -> float:
         results.save_measurement("image", case.y, view)
         picture = view if case.label is None else case.label
         results.save_restored("image", case.label, picture)
+        samples = restoration.settings.samples
+        if samples > 1:
+            spread = Spread()
+            for sample in (picture.cpu(), torch.zeros(picture.shape)):
+                spread.add(sample)
+            results.save_spread("image", case.label, spread)
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         shown = results.path("recon", "image").stat().st_size
+        size += (samples - 1) * shown
     recorded = sum(restoration.settings.record.due(t) for t in range(steps))
     return size + recorded * (shown + 3 * case.size[0] * case.size[1])  # noise does not compress
 

@@ -85,6 +85,7 @@ class Job:
             "seed": settings.seed,
             "device": str(settings.device),
             "batch_size": settings.batch_size or "auto",
+            **({"samples": settings.samples} if settings.samples > 1 else {}),
             **more,
             "record": asdict(settings.record),
         }

@@ -32,6 +32,7 @@ def load_job(args: argparse.Namespace, stop: StopRequest) -> Job:
         grey=args.grey,
         output_depth=args.output_depth,
         measurement_seed=args.measurement_seed,
+        samples=args.samples,
     )
     dataset = config.task.data.build(DATASETS, image_size=config.model.image_size)
     if args.compile and settings.device.type == "cpu":

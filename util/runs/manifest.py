@@ -38,6 +38,7 @@ class Record:
     residual: float | None = None  # || y - A(x) || of the restored image
     expected_residual: float | None = None  # what the stated noise alone would leave
     metrics: dict[str, float] = field(default_factory=dict)  # where there is a label
+    spread: dict[str, float] = field(default_factory=dict)  # of several samples, see SPREAD
     error: str | None = None
     source: dict[str, Any] = field(default_factory=dict)  # see Sources.mark
     files: dict[str, Any] = field(default_factory=dict)  # see Results.marks
@@ -57,7 +58,10 @@ class Manifest:
         self.path = root / f"manifest.{rank}.jsonl"
 
     def append(self, record: Record) -> None:
-        self._append(dataclasses.asdict(record))
+        line = dataclasses.asdict(record)
+        if not record.spread:  # of one sample: the line is what it was before there were several
+            del line["spread"]
+        self._append(line)
 
     def append_settings(self, settings: Mapping[str, Any]) -> None:
         self._append({"settings": dict(settings), "config": settings_hash(settings)})
@@ -117,8 +121,8 @@ def _record(line: Mapping[str, Any]) -> Record | None:
     except TypeError:  # a field is missing
         return None
     numbers = (
-        [record.time, record.seconds, *record.metrics.values()]
-        if _is_map(record.metrics)
+        [record.time, record.seconds, *record.metrics.values(), *record.spread.values()]
+        if _is_map(record.metrics) and _is_map(record.spread)
         else [None]
     )
     optional = [record.residual, record.expected_residual]

@@ -55,6 +55,7 @@ def result_settings(
         "precision": precision,
         "grey": settings.grey,
         **({"output_depth": settings.output_depth} if settings.output_depth != 8 else {}),
+        **({"samples": settings.samples} if settings.samples > 1 else {}),
         **({"plugins": marks} if (marks := plugin_marks()) else {}),
         "model": {**model, "checkpoint": config.model.mark()},
         "diffusion": effective["diffusion"],
@@ -70,7 +71,7 @@ def least_bytes(
     settings: Settings, dataset: Dataset, operator: Operator, images: int, steps: int
 ) -> int:
     """What so many results take on the disk at least: the measurements as floats, which do not
-    compress, and of the recorded steps the noisy images.
+    compress, of several samples the deviations, and of the recorded steps the noisy images.
 
     0 where images have any size, which is not known beforehand.
     """
@@ -78,8 +79,9 @@ def least_bytes(
         return 0
     side = dataset.image_size
     values = 3 * (side // getattr(operator, "scale_factor", 1)) ** 2
+    deviations = 3 * side**2 * (settings.samples > 1)
     recorded = sum(settings.record.due(t) for t in range(steps))
-    return images * (4 * values + recorded * 3 * side**2)
+    return images * (4 * (values + deviations) + recorded * 3 * side**2)
 
 
 def make_plan(

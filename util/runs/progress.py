@@ -19,14 +19,17 @@ _IMAGES_FORMAT = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"
 class Progress:
     """Counts images and steps of this rank; rank 0 shows them, with the other ranks' images.
 
-    images: of the whole job, mine: of this rank, steps: of one image
+    images: of the whole job, mine: of this rank, steps: of one sample, samples: of one image
     """
 
-    def __init__(self, images: int, mine: int, steps: int, world: World | None = None) -> None:
-        self.images, self.mine, self.steps = images, mine, steps
+    def __init__(
+        self, images: int, mine: int, steps: int, world: World | None = None, samples: int = 1
+    ) -> None:
+        self.images, self.mine, self.steps, self.samples = images, mine, steps, samples
         self.world = world or World()
         self.counts = Counts()
-        self._image_steps = 0  # steps done, times the images they were done for
+        self._image_steps = 0  # steps done, times the images or samples they were done for
+        self._saved_steps = 0  # those of them that were done before the batch in work
         self._batch_steps = 0
         self._started = self._shown = self._lined = time.perf_counter()
         self._first = self._started  # end of the first step, which also warms the device up
@@ -42,9 +45,12 @@ class Progress:
             total=steps, desc=" steps", unit="step", position=1, **(quiet | {"leave": False})
         )
 
-    def begin_batch(self, images: int) -> None:
-        """The sampler starts on so many images."""
+    def begin_batch(self, images: int, anew: bool = True) -> None:
+        """The sampler starts on so many images; with `anew` False on more samples of those that
+        are in work."""
         self._batch_steps = 0
+        if anew:
+            self._saved_steps = self._image_steps
         self._lined = time.perf_counter()
         self._steps_bar.reset()
         self._steps_bar.set_description_str(" steps" if images == 1 else f" steps of {images}")
@@ -73,9 +79,9 @@ class Progress:
         self._steps_bar.update()
         self.world.beat(self.counts)
 
-    def forget_steps(self, images: int) -> None:
+    def forget_steps(self) -> None:
         """The batch in work has to be done again: its steps do not count."""
-        self._image_steps -= images * self._batch_steps
+        self._image_steps = self._saved_steps
 
     def finish(self, name: str, text: str) -> None:
         """An image is restored and saved; `text` says how well."""
@@ -125,7 +131,7 @@ class Progress:
         if measured <= 0:
             return "unknown time"
         images = self.mine - self.counts.failed
-        left = max(images * self.steps - self._image_steps, 0)
+        left = max(images * self.samples * self.steps - self._image_steps, 0)
         return duration((now - self._first) / measured * left)
 
 

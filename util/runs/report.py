@@ -16,10 +16,21 @@ from util.files import read_bytes
 from util.metrics.base import get_metric
 from util.runs.manifest import read_records
 from util.runs.problems import Residual
-from util.runs.results import KIND_TITLES, RESIDUALS, Results, Row, means_of
+from util.runs.results import (
+    FIGURES,
+    KIND_TITLES,
+    MEAN_METRICS,
+    RESIDUALS,
+    SPREAD,
+    STD,
+    Results,
+    Row,
+    means_of,
+)
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
 _FORMATS = {"residual": "{:.3f}", "expected_residual": "{:.3f}", "seconds": "{:.1f} s"}
+_FORMATS |= {STD: "{:.2f} of 255"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ def final_report(results: Results, config: str, names: Sequence[str]) -> Outcome
     """
     records = read_records(results.root, config)
     rows = [
-        Row(output_name(r.file), r.metrics, r.residual, r.expected_residual, r.seconds)
+        Row(output_name(r.file), r.metrics, r.residual, r.expected_residual, r.seconds, r.spread)
         for r in records.values()
         if r.done and results.holds(r)
     ]
@@ -59,7 +70,8 @@ def final_report(results: Results, config: str, names: Sequence[str]) -> Outcome
 def report_page(title: str, rows: Sequence[Row], failed: Mapping[str, str], config: str) -> str:
     """The page for finished `rows` and `failed` (name -> reason); `config` is shown as text."""
     labelled = any(row.metrics for row in rows)
-    columns = [*(RUN_METRICS if labelled else ()), *RESIDUALS, "seconds"]
+    found = [column for column in SPREAD if any(column in row.spread for row in rows)]
+    columns = [*(RUN_METRICS if labelled else ()), *RESIDUALS, *found, "seconds"]
     page = _TEMPLATE.read_text(encoding="utf-8")
     parts = {
         "title": html.escape(title),
@@ -78,7 +90,7 @@ def report_page(title: str, rows: Sequence[Row], failed: Mapping[str, str], conf
 
 def summary_table(rows: Sequence[Row], failed: int, seconds: float) -> str:
     """The end of a run in a few lines: counts, and mean, least and largest of every figure."""
-    columns = [c for c in (*RUN_METRICS, *RESIDUALS) if any(r.value(c) is not None for r in rows)]
+    columns = [c for c in FIGURES if any(r.value(c) is not None for r in rows)]
     lines = [f"{len(rows)} finished, {failed} failed, {seconds:.0f} s"]
     if len(rows) > 1:
         lines.append(f"  {'':17}{'mean':>10}{'least':>10}{'largest':>10}")
@@ -99,6 +111,8 @@ def _misfit(row: Row) -> str:
 
 
 def _title(column: str) -> str:
+    if column in MEAN_METRICS:
+        return f"{_title(MEAN_METRICS[column])} of the mean"
     return get_metric(column).title if column in RUN_METRICS else column.replace("_", " ")
 
 
@@ -107,6 +121,7 @@ def _value(row: Row, column: str) -> float | None:
 
 
 def _format(column: str, value: float) -> str:
+    column = MEAN_METRICS.get(column, column)
     if column in RUN_METRICS:
         return get_metric(column).text(value)
     return _FORMATS[column].format(value)
@@ -120,7 +135,7 @@ def _summary(rows: Sequence[Row], failed: Mapping[str, str], columns: Sequence[s
 
 
 def _card(row: Row, columns: Sequence[str]) -> str:
-    kinds = {k: t for k, t in KIND_TITLES.items() if row.metrics or k != "label"}
+    kinds = {kind: KIND_TITLES[kind] for kind in row.kinds}
     figures = "".join(
         f'<figure><img loading="lazy" src="{_link(kind, row.name)}" alt="{title}" '
         f'data-kind="{kind}"><figcaption>{title}</figcaption></figure>'

@@ -34,8 +34,9 @@ from util.runs.manifest import Manifest, Record
 from util.runs.problems import Batch, Case, ProblemBuilder, Residual
 from util.runs.progress import Progress
 from util.runs.recording import Recorder, RecordOptions
-from util.runs.results import PictureForm, Results
+from util.runs.results import PictureForm, Results, sample_kind
 from util.runs.sources import Sources
+from util.runs.spread import Spread
 
 OUT_OF_MEMORY = "out of memory"  # how the reason of such a failure begins
 NOT_FINITE = "the sample is not finite"
@@ -58,6 +59,13 @@ class Settings:
     # Seed of the measurement (kernel, mask, noise); None: `seed`. Fixed, it lets one measurement
     # be restored several times.
     measurement_seed: int | None = None
+    samples: int = 1  # of every image
+
+    @property
+    def seeds(self) -> range:
+        """Of the samples of an image: what a run with that seed, and the measurement of this one,
+        restores."""
+        return range(self.seed, self.seed + self.samples)
 
     @property
     def seed_of_measurement(self) -> int:
@@ -69,7 +77,8 @@ class _Finished:
     """A restored batch, on the CPU, still to be saved."""
 
     cases: Sequence[Case]
-    images: Tensor  # [B, 3, H, W]
+    images: Tensor  # [B, 3, H, W], the first sample of each
+    spreads: Sequence[Spread]  # of all samples, by image; none where there is one sample
     residuals: Sequence[Residual]
     y: Tensor  # [B, ...]
     views: Tensor  # of y, [B, 3, h, w]
@@ -138,6 +147,7 @@ class Restoration:
         self._kernel_shown = False
         self.steps = prior.num_steps or self.method.first_step(prior.diffusion) + 1
         self._sizes: dict[tuple[int, int], int] = {}  # of batches, by the size of the image
+        self._at_a_time = 1  # images, or samples of them, that are in work
         self._starts: dict[tuple[int, int], int | None] = {}  # by size
 
     def run(self, names: Sequence[str], config_hash: str, images: int | None = None) -> None:
@@ -151,7 +161,8 @@ class Restoration:
         """
         self.config_hash = config_hash
         images = len(names) if images is None else images
-        self.progress = Progress(images, len(names), self.steps, self.world)
+        samples = self.settings.samples
+        self.progress = Progress(images, len(names), self.steps, self.world, samples)
         try:
             with Background() as self.background:
                 for cases in self._batches(names):
@@ -233,7 +244,7 @@ class Restoration:
         return start
 
     def fitting(self, case: Case, remaining: int) -> int:
-        """Images to restore at a time that look like `case`."""
+        """Images, or samples of them, to restore at a time that look like `case`."""
         if case.size not in self._sizes:
             # Compiling for every size that is only tried would take longer than it saves.
             prior = dataclasses.replace(self.prior, model=uncompiled(self.prior.model))
@@ -248,7 +259,9 @@ class Restoration:
 
             try:
                 self._sizes[case.size] = self.settings.batch_size or fitting_batch(
-                    try_steps, self.settings.device, remaining
+                    try_steps,
+                    self.settings.device,
+                    remaining * max(1, self.settings.samples - 1),
                 )
             except OutputError:
                 raise
@@ -271,16 +284,16 @@ class Restoration:
             return
         # Outside the handler: until here the exception kept the failed batch in memory.
         release_memory(self.settings.device)
-        self.progress.forget_steps(len(cases))
-        if len(cases) == 1:
+        self.progress.forget_steps()
+        if len(cases) == 1 and (not memory or self._at_a_time == 1):
             if memory:
                 reason = f"{OUT_OF_MEMORY} with one image at a time; use a smaller model or image"
             self._fail(cases[0].key.name, reason, cases[0])
             return
-        size = len(cases) // 2 if memory else 1
+        size = self._at_a_time // 2 if memory else 1
         if memory:
             get_logger().warning(
-                "out of memory with %d images at a time; trying %d", len(cases), size
+                "out of memory with %d images at a time; trying %d", self._at_a_time, size
             )
             self._sizes[cases[0].size] = size
         for start in range(0, len(cases), size):
@@ -294,16 +307,23 @@ class Restoration:
         """The network, counting what it is asked for."""
         return Counting(self.prior.model, self.stop)
 
-    def pose(self, cases: Sequence[Case], prior: Prior) -> tuple[Batch, PerImageNoise]:
-        """The problem of cases of one size and start, and the draws that belong to them."""
-        keys = [ImageKey(self.settings.seed, case.key.name) for case in cases]
+    def pose(
+        self, cases: Sequence[Case], prior: Prior, seeds: Sequence[int] | None = None
+    ) -> tuple[Batch, PerImageNoise]:
+        """The problem of cases of one size and start, and the draws that belong to them.
+
+        seeds: one for each case; None: the run's
+        """
+        seeds = [self.settings.seed] * len(cases) if seeds is None else seeds
+        keys = [ImageKey(k, case.key.name) for k, case in zip(seeds, cases, strict=True)]
         batch = self.builder.pose(list(cases), prior.for_images(keys))
         return batch, PerImageNoise(keys, self.settings.device)
 
     def _restore_whole(self, cases: Sequence[Case]) -> "_Finished":
         started, compiled = time.perf_counter(), self._compile_seconds()
-        counting = self.counting()
-        batch, noise = self.pose(cases, dataclasses.replace(self.prior, model=counting))
+        counting, self._at_a_time = self.counting(), len(cases)
+        prior = dataclasses.replace(self.prior, model=counting)
+        batch, noise = self.pose(cases, prior)
         self._show_kernel(cases[0])
         if isinstance(batch.prior.model, TiledModel) and len(batch.prior.model.tiling) > 1:
             get_logger().info(
@@ -314,18 +334,15 @@ class Restoration:
         outputs = [case.output for case in cases]
         record, submit = self.settings.record, self.background.submit
         recorder = Recorder(self.results, outputs, record, batch.finish, submit)
-
-        def after_step(t: int, result: StepResult) -> None:
-            self.stop.check()
-            recorder.save(t, result)
-            self.progress.step(len(cases), result.distance)
-
         self.progress.begin_batch(len(cases))
-        x = sample(batch.prior, self.method, batch.problem, noise, after_step)
+        x = self._sample(batch, noise, recorder.save)
+        images = batch.results(x).cpu()
+        spreads = self._spreads(cases, prior, images) if self.settings.samples > 1 else []
         seconds = time.perf_counter() - started
         return _Finished(
             batch.cases,
-            batch.results(x).cpu(),
+            images,
+            spreads,
             batch.residuals(x),
             batch.y.cpu(),
             batch.operator.view(batch.y).cpu(),
@@ -337,6 +354,49 @@ class Restoration:
                 "gradients": counting.gradients / len(cases),
             },
         )
+
+    def _sample(
+        self,
+        batch: Batch,
+        noise: PerImageNoise,
+        record: Callable[[int, StepResult], None] = lambda t, result: None,
+    ) -> Tensor:
+        """The sampler's x of a batch; `record` sees every step."""
+
+        def after_step(t: int, result: StepResult) -> None:
+            self.stop.check()
+            record(t, result)
+            self.progress.step(len(batch.cases), result.distance)
+
+        return sample(batch.prior, self.method, batch.problem, noise, after_step)
+
+    def _spreads(self, cases: Sequence[Case], prior: Prior, first: Tensor) -> list[Spread]:
+        """Draw the other samples of images whose `first` [B, 3, H, W] are there, and save them as
+        they come. As many at a time as fit, but the first ones alone: so they are, to the last
+        bit, those of a run with one sample."""
+        forms, seeds = [self._form(case) for case in cases], self.settings.seeds
+        spreads = [Spread(form.grey) for form in forms]
+        for spread, image in zip(spreads, first, strict=True):
+            spread.add(image)
+        at_a_time = max(1, self._sizes.get(cases[0].size, 1) // len(cases))
+        for start in range(1, len(seeds), at_a_time):
+            some = seeds[start : start + at_a_time]
+            self._at_a_time = len(cases) * len(some)
+            self.progress.begin_batch(self._at_a_time, anew=False)
+            of_each = [seed for seed in some for _ in cases]
+            batch, noise = self.pose([*cases] * len(some), prior, of_each)
+            images = batch.results(self._sample(batch, noise)).cpu()
+            for i, (seed, image) in enumerate(zip(of_each, images, strict=True)):
+                j = i % len(cases)
+                spreads[j].add(image)
+                if spreads[j].finite:
+                    what = (sample_kind(seed), cases[j].output, image, forms[j])
+                    self.background.submit(self.results.save_image, *what)
+        return spreads
+
+    def _form(self, case: Case) -> PictureForm:
+        grey = case.grey and (self.settings.grey or self.prior.channels == 1)
+        return PictureForm(grey, self.settings.output_depth, case.dpi)
 
     def _compile_seconds(self) -> float:
         return getattr(self.prior.model, "compile_seconds", 0.0)
@@ -374,10 +434,13 @@ class Restoration:
         self.results.save_measurement(case.output, done.y[i], done.views[i])
         for stem, array in (done.arrays[i] if done.arrays else {}).items():
             self.results.save_mask(case.output, stem, array)
-        if torch.isfinite(image).all():
+        spread = done.spreads[i] if done.spreads else None
+        if torch.isfinite(image).all() and (spread is None or spread.finite):
             self._save_film(done.recorder, case)
-            self._save_image(case, image, done.residuals[i], done.cost)
+            self._save_image(case, image, done.residuals[i], done.cost, spread)
         else:
+            if spread is not None:
+                self.results.drop_samples(case.output)
             reason = f"{NOT_FINITE}; nothing was saved. Try a smaller scale, or --steps"
             self._fail(case.key.name, reason, case)
 
@@ -392,15 +455,24 @@ class Restoration:
             get_logger().warning("%s: restored, but without a film (%s)", case.key.name, reason)
 
     def _save_image(
-        self, case: Case, image: Tensor, residual: Residual, cost: Mapping[str, float]
+        self,
+        case: Case,
+        image: Tensor,
+        residual: Residual,
+        cost: Mapping[str, float],
+        spread: Spread | None,
     ) -> None:
-        grey = case.grey and (self.settings.grey or self.prior.channels == 1)
-        form = PictureForm(grey, self.settings.output_depth, case.dpi)
-        metrics = self.results.save_restored(case.output, case.label, image, form)
-        name = case.key.name
+        form, others = self._form(case), self.settings.seeds[1:]
+        what: dict[str, Any] = {
+            "metrics": self.results.save_restored(case.output, case.label, image, form)
+        }
+        if spread is not None:
+            self.results.drop_samples(case.output, keep=others)
+            what["spread"] = self.results.save_spread(case.output, case.label, spread, form)
+        metrics, name = what["metrics"], case.key.name
         figures = {"residual": residual.norm, "expected_residual": residual.expected, **cost}
-        files = self.results.marks(case.output)
-        self.manifest.append(self._record(name, case, metrics=metrics, files=files, **figures))
+        what["files"] = self.results.marks(case.output, others)
+        self.manifest.append(self._record(name, case, **what, **figures))
         text = [f"{get_metric(m).title} {get_metric(m).text(v)}" for m, v in metrics.items()]
         self.progress.finish(name, ", ".join([*text, f"residual {residual.norm:.3f}"]))
         if residual.misfit:

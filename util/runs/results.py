@@ -5,8 +5,8 @@ import io
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -25,16 +25,28 @@ from util.files import file_mark, same_file, shown
 from util.img_utils import to_colour, to_pixels
 from util.logger import get_logger
 from util.runs.manifest import Record
+from util.runs.spread import Spread
 
 SHEET_ROWS = 16  # a contact sheet shows this many images at most
 QUANTITIES = ("x_t", "x0_hat")  # of progress images
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_KINDS = ("input", "recon", "label", "mask")  # images of one image
+_KINDS = ("input", "recon", "mean", "std", "label", "mask")  # images of one image
+_ARRAYS = ("input", "std")  # that are kept as floats as well
+_STD_GAIN = 4  # of the picture of a deviation, in grey levels of 255: most are below a quarter
 _SHEET_CELL = 512  # pixels; larger images are shrunk
 _SHEET_GAP = 8
 _SHEET_HEADER = 24
-KIND_TITLES = {"input": "measured", "recon": "restored", "label": "original"}
+KIND_TITLES = {
+    **{"input": "measured", "recon": "restored", "mean": "mean of samples"},
+    **{"std": "std of samples", "label": "original"},
+}
 RESIDUALS = ("residual", "expected_residual")
+# Of several samples: metrics of their mean, and the standard deviation of a value, as the mean over
+# the image, in grey levels of 255.
+MEAN_METRICS = {f"mean_{name}": name for name in RUN_METRICS}
+STD = "std_over_samples"
+SPREAD = (*MEAN_METRICS, STD)
+FIGURES = (*RUN_METRICS, *RESIDUALS, *SPREAD)
 
 
 @dataclass(frozen=True)
@@ -46,9 +58,18 @@ class Row:
     residual: float | None = None
     expected_residual: float | None = None  # what the stated noise alone would leave
     seconds: float = 0.0
+    spread: Mapping[str, float] = field(default_factory=dict)  # SPREAD, of several samples
 
     def value(self, column: str) -> float | None:
+        if column in SPREAD:
+            return self.spread.get(column)
         return self.metrics.get(column) if column in RUN_METRICS else getattr(self, column)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The pictures of it that can be shown."""
+        missing = [*([] if self.metrics else ["label"]), *([] if self.spread else ["mean", "std"])]
+        return [kind for kind in KIND_TITLES if kind not in missing]
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,8 @@ class PictureForm:
 class Results:
     """Files of one run below `<save_dir>/<operator>`.
 
-    input, recon, label: images under the path of their source; progress: a folder per image.
+    input, recon, label: images under the path of their source, as mean, std and samples/seed_K;
+    progress: a folder per image.
     What is known about the images stands in the manifest, not here.
     """
 
@@ -74,10 +96,11 @@ class Results:
         """Where the `kind` file of the image called `name` (no ending) lies."""
         return self.root / kind / (name + suffix)
 
-    def marks(self, name: str) -> dict[str, Any]:
-        """Size, time and SHA-256 of the files of the image called `name` (no ending), by their
-        paths below the folder."""
-        paths = [p for p in self._files(name) if p.is_file()]
+    def marks(self, name: str, seeds: Iterable[int] = ()) -> dict[str, Any]:
+        """Size, time and SHA-256 of the files of the image called `name` (no ending), its samples
+        of `seeds` among them, by their paths below the folder."""
+        files = [*self._files(name), *(self.path(sample_kind(seed), name) for seed in seeds)]
+        paths = [p for p in files if p.is_file()]
         return {p.relative_to(self.root).as_posix(): file_mark(p) for p in paths}
 
     def holds(self, record: Record) -> bool:
@@ -90,14 +113,27 @@ class Results:
         return all(_is_whole(self.path(k, name)) for k in (kinds if record.metrics else kinds[:2]))
 
     def _files(self, name: str) -> list[Path]:
-        return [*(self.path(kind, name) for kind in _KINDS), self.path("input", name, ".npy")]
+        arrays = (self.path(kind, name, ".npy") for kind in _ARRAYS)
+        return [*(self.path(kind, name) for kind in _KINDS), *arrays]
+
+    def drop_samples(self, name: str, keep: Iterable[int] = ()) -> None:
+        """Remove the samples of the image called `name`, but for those of the seeds `keep`: what
+        an interrupted run with more samples, or one that failed, has left."""
+        kept = {self.path(sample_kind(seed), name) for seed in keep}
+        self._unlink([path for path in self._samples(name) if path not in kept])
+
+    def _samples(self, name: str) -> list[Path]:
+        return [folder / f"{name}.png" for folder in self.root.glob(sample_kind("*"))]
 
     def remove(self, name: str) -> None:
         """Remove the files of the image called `name` (no ending), those that are there."""
-        files = self._files(name)
+        files = [*self._files(name), *self._samples(name)]
         progress = self.root / "progress" / name
         files += [p for q in QUANTITIES for p in progress.glob(f"{q}_*.png")]
         files += progress.glob("film.*")
+        self._unlink(files)
+
+    def _unlink(self, files: Iterable[Path]) -> None:
         try:
             for file in files:
                 file.unlink(missing_ok=True)
@@ -152,8 +188,7 @@ class Results:
         self, kind: str, name: str, x: Tensor, form: PictureForm = PictureForm()
     ) -> np.ndarray:
         """Save [3, H, W] as `kind`; returns the pixels [H, W, 3] of the file, uint8."""
-        x = x.mean(0, keepdim=True).expand_as(x) if form.grey else x
-        pixels = to_pixels(x, form.depth)
+        pixels = _saved_pixels(x, form)
         self._write_image(self.path(kind, name), pixels[..., 0] if form.grey else pixels, form.dpi)
         return eight_bit(pixels)
 
@@ -172,6 +207,23 @@ class Results:
         pixels = self.save_image("recon", name, recon, form)
         return run_metrics(label_pixels, pixels)
 
+    def save_spread(
+        self, name: str, label: Tensor | None, spread: Spread, form: PictureForm = PictureForm()
+    ) -> dict[str, float]:
+        """Mean of the samples as an image, their standard deviation as floats [3, H, W] and as a
+        grey picture; returns SPREAD, the metrics where there is a label."""
+        deviation = spread.deviation.numpy()
+        self._write_array(self.path("std", name, ".npy"), deviation)
+        levels = 127.5 * deviation.mean(0)
+        shown = np.clip(_STD_GAIN * levels, 0, 255).round().astype(np.uint8)
+        self._write_image(self.path("std", name), shown, form.dpi)
+        pixels = self.save_image("mean", name, spread.mean, form)
+        figures = {STD: float(levels.mean(dtype=np.float64))}
+        if label is None:
+            return figures
+        metrics = run_metrics(eight_bit(_saved_pixels(label, form)), pixels)
+        return {f"mean_{metric}": value for metric, value in metrics.items()} | figures
+
     def save_report(self, rows: Sequence[Row]) -> None:
         """metrics.csv, mean last, and the contact sheet of the first images; where there are
         originals, of those that have one."""
@@ -180,17 +232,18 @@ class Results:
         rows = sorted(rows, key=lambda row: row.name)
         labelled = [row for row in rows if row.metrics]
         known = means_of(rows)
-        columns = [c for c in (*RUN_METRICS, *RESIDUALS) if c in known]
+        columns = [c for c in FIGURES if c in known]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["file", *columns])
         for row in labelled or rows:
-            writer.writerow([row.name, *(decimal(row.value(c), c) for c in columns)])
-        writer.writerow(["mean", *(decimal(known.get(c), c) for c in columns)])
+            writer.writerow([row.name, *(_decimal(row.value(c), c) for c in columns)])
+        writer.writerow(["mean", *(_decimal(known.get(c), c) for c in columns)])
         self._write(self.root / "metrics.csv", text.getvalue().encode(errors="surrogateescape"))
-        kinds = ("input", "recon", "label") if labelled else ("input", "recon")
+        shown = (labelled or rows)[:SHEET_ROWS]
+        kinds = shown[0].kinds
         titles = [KIND_TITLES[kind] for kind in kinds]
-        paths = [[self.path(k, row.name) for k in kinds] for row in (labelled or rows)[:SHEET_ROWS]]
+        paths = [[self.path(kind, row.name) for kind in kinds] for row in shown]
         self._write_image(self.root / "contact_sheet.png", np.asarray(contact_sheet(paths, titles)))
 
     def save_text(self, name: str, text: str) -> None:
@@ -223,13 +276,27 @@ class Results:
 
 
 def means_of(rows: Sequence[Row]) -> dict[str, float]:
-    """Mean of every metric, and of the residual, over the rows that have it."""
+    """Mean of every metric, of the residual and of SPREAD, over the rows that have it."""
     means = {}
-    for column in (*RUN_METRICS, *RESIDUALS):
+    for column in FIGURES:
         values = [v for row in rows if (v := row.value(column)) is not None]
         if values:
             means[column] = float(np.mean(values))
     return means
+
+
+def sample_kind(seed: int | str) -> str:
+    """The kind of the pictures that were sampled with `seed`."""
+    return f"samples/seed_{seed}"
+
+
+def _saved_pixels(x: Tensor, form: PictureForm) -> np.ndarray:
+    """[3, H, W] -> uint8 or uint16 [H, W, 3]; three times the same channel where `form` is grey."""
+    return to_pixels(x.mean(0, keepdim=True).expand_as(x) if form.grey else x, form.depth)
+
+
+def _decimal(value: float | None, column: str) -> str:
+    return decimal(value, MEAN_METRICS.get(column, column))
 
 
 def plain(value: Any) -> Any:

@@ -58,7 +58,9 @@ def test_batch_done_again_does_not_count_twice():
     progress = Progress(images=4, mine=4, steps=2)
     progress.begin_batch(4)
     progress.step(4, torch.ones(4))
-    progress.forget_steps(4)
+    progress.begin_batch(2, anew=False)
+    progress.step(2, torch.ones(2))
+    progress.forget_steps()
     assert progress._image_steps == 0
 
 
