@@ -1,10 +1,12 @@
 """The figure of a table: one row of images per method, photographs side by side."""
 
+import textwrap
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from util.tables.measure import TableResult
+from util.tables.render import noise_notes
 
 _GAP = 4
 _HEADER = 22
@@ -14,7 +16,8 @@ _SMALLEST = 128  # smaller ones are enlarged by whole factors, as far as they st
 
 
 def figure(table: TableResult) -> Image.Image | None:
-    """Label, then every row of the table; None where no picture is wanted or there is none."""
+    """Label, then every row of the table, and the noise; None where no picture is wanted or there
+    is none."""
     names = table.names[: table.spec.figure_images]
     label_of = _labels(table)
     if not names or not label_of:
@@ -28,8 +31,13 @@ def figure(table: TableResult) -> Image.Image | None:
     font = ImageFont.load_default(_FONT_SIZE)
     margin = 3 * _GAP + int(max(font.getlength(title) for title in titles))
     width = margin + len(tasks) * (len(names) * pitch + _GAP)
-    sheet = Image.new("RGB", (width, _HEADER + len(titles) * pitch), "white")
+    letters = max(20, int(width / font.getlength("n")))
+    noise = [line for note in noise_notes(table) for line in textwrap.wrap(note, letters)]
+    top = _HEADER + len(titles) * pitch
+    sheet = Image.new("RGB", (width, top + len(noise) * _HEADER), "white")
     draw = ImageDraw.Draw(sheet)
+    for i, line in enumerate(noise):
+        draw.text((_GAP, top + (i + 0.5) * _HEADER), line, "black", font, anchor="lm")
 
     def column(i: int, j: int) -> int:
         return margin + i * (len(names) * pitch + _GAP) + j * pitch

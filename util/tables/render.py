@@ -2,6 +2,7 @@
 
 import csv
 import io
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,12 +13,15 @@ from util.config.schema import Component
 from util.metrics.base import get_metric
 from util.statistics import Mean, Paired
 from util.tables.measure import CellResult, TableResult
+from util.tables.spec import Published, PublishedRow
 
 _DASH = "-"
 _CSV_COLUMNS = (
     *("method", "task", "metric", "mean", "standard_error", "photographs", "seeds"),
     *("seconds_per_image", "evaluations", "gradients", "problem"),
+    *("sigma_on_minus_1_to_1", "sigma_on_0_to_1"),
 )
+_PUBLISHED_TITLE = "published, not measured here and not ranked"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class Entry:
 
 
 Grid = list[list[Entry]]
+_NFE = "NFE"
+
+
+def _head(task: str, metric: str) -> str:
+    return f"{task}: {get_metric(metric).head}"
 
 
 def grid(table: TableResult) -> tuple[list[str], Grid]:
@@ -39,15 +48,39 @@ def grid(table: TableResult) -> tuple[list[str], Grid]:
     for i, task in enumerate(table.spec.tasks):
         column = [row[i] for row in rows]
         for metric in table.metrics:
-            head = f"{task.name}: {get_metric(metric).head}"
-            columns.append((head, _ranked(table, column, metric)))
+            columns.append((_head(task.name, metric), _ranked(table, column, metric)))
         if any(c.steadiness for c in column):
             columns.append((f"{task.name}: std over seeds", _steady(table, column)))
     columns.append(("s/image", [_average(row, "seconds", 2) for row in rows]))
-    columns.append(("NFE", [_average(row, "evaluations", 0) for row in rows]))
+    columns.append((_NFE, [_average(row, "evaluations", 0) for row in rows]))
     columns.append(("with gradient", [_average(row, "gradients", 0) for row in rows]))
     entries = [list(line) for line in zip(*(entries for _, entries in columns), strict=True)]
     return [title for title, _ in columns], entries
+
+
+def published_grid(table: TableResult, head: Sequence[str]) -> list[list[str]]:
+    """Rows of figures that others published, under the column titles `head` of `grid`."""
+    return [
+        _published_line(table, head, label, source, row)
+        for label, source in zip(string.ascii_lowercase, table.spec.published, strict=False)
+        for row in source.rows
+    ]
+
+
+def _published_line(
+    table: TableResult, head: Sequence[str], label: str, source: Published, row: PublishedRow
+) -> list[str]:
+    texts = {
+        _head(task, metric): f"{value:.{get_metric(metric).digits}f}"
+        for task, values in row.values.items()
+        for metric, value in values.items()
+    }
+    texts["Method"] = f"{row.name} [{label}]"
+    if source.sigma is not None:
+        texts["Method"] += f", sigma {source.sigma:g}"
+    if row.nfe is not None:
+        texts[_NFE] = str(row.nfe)
+    return [texts.get(title, _DASH) for title in head]
 
 
 def _ranked(table: TableResult, column: Sequence[CellResult], metric: str) -> list[Entry]:
@@ -127,11 +160,52 @@ def _paired(paired: Paired | None, digits: int) -> str:
     return f"{text} [{paired.low:+.{digits}f}, {paired.high:+.{digits}f}]"
 
 
-def _noise_note(noise: Component) -> str:
+def _sigma(sigma: float) -> str:
+    return f"sigma {sigma:g} on the range [-1, 1], which is {sigma / 2:g} on [0, 1]"
+
+
+def _noise(noise: Component) -> str:
     settings = noise.settings(NOISES)
     if "sigma" in settings:
-        return f"Noise sigma {settings['sigma']} on the range [-1, 1] (half of it on [0, 1])."
-    return " ".join(["Noise:", noise.name, *(f"{k} {v}" for k, v in settings.items())]) + "."
+        return f"Noise {_sigma(settings['sigma'])}"
+    return " ".join(["Noise:", noise.name, *(f"{k} {v}" for k, v in settings.items())])
+
+
+def noise_notes(table: TableResult) -> list[str]:
+    """The noise of the measurements; where it differs, of which tasks, and of which rows."""
+    found: dict[str, list[str]] = {}
+    for column in zip(*table.cells, strict=True):
+        by_noise: dict[str, list[str]] = {}
+        for result in column:
+            noise = _noise(result.cell.config.task.noise)
+            by_noise.setdefault(noise, []).append(result.cell.row.name)
+        for noise, rows in by_noise.items():
+            of_rows = f" ({', '.join(rows)})" if len(by_noise) > 1 else ""
+            found.setdefault(noise, []).append(column[0].cell.task.name + of_rows)
+    if len(found) == 1:
+        return [f"{next(iter(found))}."]
+    return [f"{noise}: {'; '.join(tasks)}." for noise, tasks in found.items()]
+
+
+def published_notes(table: TableResult) -> list[str]:
+    """Sources of published figures, their noise, and where it is not that of this table."""
+    notes = []
+    for label, source in zip(string.ascii_lowercase, table.spec.published, strict=False):
+        noise = (
+            "noise level not stated" if source.sigma is None else f"noise {_sigma(source.sigma)}"
+        )
+        named = {task for row in source.rows for task in row.values}
+        other = [
+            result.cell.task.name
+            for result in table.cells[0]
+            if result.cell.task.name in named
+            and source.sigma is not None
+            and result.cell.config.task.noise.settings(NOISES).get("sigma") != source.sigma
+        ]
+        differs = f" That is not the noise of this table in {'; '.join(other)}." if other else ""
+        note = f" {source.note.strip()}" if source.note.strip() else ""
+        notes.append(f"[{label}] {source.source}; {noise}.{differs}{note}")
+    return notes
 
 
 def footnotes(table: TableResult) -> list[str]:
@@ -144,7 +218,7 @@ def footnotes(table: TableResult) -> list[str]:
         "over the photographs. Best bold, second underlined. NFE: network evaluations per image, "
         "and how many passes back through the network there were."
     ]
-    notes += dict.fromkeys(_noise_note(c.cell.config.task.noise) for c in table.cells[0])
+    notes += noise_notes(table)
     if spec.precision is not None:
         notes.append(f"The network ran in {spec.precision}.")
     if spec.steadiness:
@@ -158,12 +232,21 @@ def footnotes(table: TableResult) -> list[str]:
         )
     notes += [spec.note.strip()] if spec.note.strip() else []
     notes += table.notes
+    notes += published_notes(table)
     notes += [f"[{i}] {problem}" for i, problem in enumerate(table.problems, 1)]
     return notes
 
 
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _italic(text: str) -> str:
+    return text if text == _DASH else f"*{_cell(text)}*"
+
+
 def _markdown_entry(entry: Entry) -> str:
-    text = entry.text.replace("|", "\\|")
+    text = _cell(entry.text)
     return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(entry.place, text)
 
 
@@ -176,7 +259,12 @@ def markdown(table: TableResult, figure: str | None = None) -> str:
     """The table, its footnotes, paired differences and the figure."""
     head, entries = grid(table)
     parts = [f"## {table.spec.title}", ""]
-    parts += _markdown_rows(head, [[_markdown_entry(e) for e in line] for line in entries])
+    lines = [[_markdown_entry(e) for e in line] for line in entries]
+    published = published_grid(table, head)
+    if published:
+        lines.append([f"*{_PUBLISHED_TITLE}:*", *[""] * (len(head) - 1)])
+        lines += [[_italic(text) for text in line] for line in published]
+    parts += _markdown_rows(head, lines)
     parts += ["", *(line for note in footnotes(table) for line in (note, ""))]
     paired = paired_grid(table)
     if paired is not None:
@@ -204,7 +292,8 @@ def _escape(text: str) -> str:
 
 
 def latex(table: TableResult) -> str:
-    """A `tabular` for the booktabs package, tasks as column groups; footnotes as comments."""
+    """A `tabular` for the booktabs package (and xcolor, where there are published figures), tasks
+    as column groups; the noise below it, other footnotes as comments."""
     head, entries = grid(table)
     tasks = table.spec.tasks
     groups = [sum(h.startswith(f"{task.name}: ") for h in head) for task in tasks]
@@ -226,10 +315,20 @@ def latex(table: TableResult) -> str:
         " & ".join(wrap.get(e.place, str)(_escape(e.text)) for e in line) + " \\\\"
         for line in entries
     ]
+    published = published_grid(table, head)
+    if published:
+        grey = "\\textcolor{gray}"
+        body.append("\\midrule")
+        body += [" & ".join(f"{grey}{{{_escape(t)}}}" for t in p) + " \\\\" for p in published]
+    needed = ["booktabs", *(["xcolor"] if published else [])]
+    below = [
+        f"\\multicolumn{{{len(head)}}}{{l}}{{\\footnotesize {_escape(note)}}} \\\\"
+        for note in (*noise_notes(table), *published_notes(table))
+    ]
     comments = [f"% {line}" for note in footnotes(table) for line in note.splitlines()]
     return "\n".join(
         [
-            f"% {table.spec.title}; needs \\usepackage{{booktabs}}",
+            f"% {table.spec.title}; needs \\usepackage{{{','.join(needed)}}}",
             *comments,
             f"\\begin{{tabular}}{{l{'c' * (len(head) - 1)}}}",
             "\\toprule",
@@ -239,6 +338,7 @@ def latex(table: TableResult) -> str:
             "\\midrule",
             *body,
             "\\bottomrule",
+            *below,
             "\\end{tabular}",
             "",
         ]
@@ -246,7 +346,8 @@ def latex(table: TableResult) -> str:
 
 
 def to_csv(table: TableResult) -> str:
-    """One line per cell and metric, numbers unrounded; cells without values say why."""
+    """One line per cell and metric, numbers unrounded; cells without values say why. Figures that
+    others published are not among them."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
@@ -254,8 +355,10 @@ def to_csv(table: TableResult) -> str:
     for row in table.cells:
         for cell in row:
             names = [cell.cell.row.name, cell.cell.task.name]
+            sigma = cell.cell.config.task.noise.settings(NOISES).get("sigma")
+            noise = ["", ""] if sigma is None else [sigma, sigma / 2]
             if cell.problem is not None:
-                writer.writerow([*names, "", "", "", "", "", "", "", "", cell.problem])
+                writer.writerow([*names, "", "", "", "", "", "", "", "", cell.problem, *noise])
                 continue
             costs = [float(np.mean(v)) for v in (cell.seconds, cell.evaluations, cell.gradients)]
             means = {m: cell.mean(m) for m in table.metrics}
@@ -265,5 +368,6 @@ def to_csv(table: TableResult) -> str:
                 if mean is None:  # of no image large enough
                     continue
                 numbers = [mean.value, "" if mean.error is None else mean.error]
-                writer.writerow([*names, metric, *numbers, len(table.names), seeds, *costs, ""])
+                counts = [len(table.names), seeds, *costs]
+                writer.writerow([*names, metric, *numbers, *counts, "", *noise])
     return text.getvalue()

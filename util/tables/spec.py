@@ -18,6 +18,7 @@ from util.errors import UserError
 from util.hashing import file_hash, settings_hash
 from util.metrics.base import get_metric
 from util.plugins import plugin_files, plugin_marks
+from util.registry import did_you_mean
 from util.tables.baselines import BASELINES
 
 
@@ -47,6 +48,30 @@ class RowSpec:
 
 
 @dataclass(frozen=True)
+class PublishedRow:
+    """Figures of a method that somebody published: task name -> metric -> value."""
+
+    name: str
+    values: dict[str, dict[str, float]]
+    nfe: int | None = None  # network evaluations of an image
+
+
+@dataclass(frozen=True)
+class Published:
+    """Figures of one source; they are printed below the table's own and never ranked with them.
+
+    source: what to cite
+    sigma: of its noise, on the range [-1, 1]; None: it does not state one
+    note: what else a reader has to know (images, how it was measured)
+    """
+
+    source: str
+    rows: list[PublishedRow]
+    sigma: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class TableSpec:
     """A table config.
 
@@ -62,6 +87,7 @@ class TableSpec:
     steadiness: report the per-pixel standard deviation over the seeds (at least 5)
     figure_images: photographs per task in the figure
     note: what a reader of the table has to know
+    published: figures of others, for tasks of this table
     """
 
     title: str
@@ -82,6 +108,7 @@ class TableSpec:
     steadiness: bool = False
     figure_images: int = 2
     note: str = ""
+    published: list[Published] = field(default_factory=list)
 
 
 def load_spec(path: str | Path) -> TableSpec:
@@ -124,6 +151,7 @@ def check_spec(spec: TableSpec, where: str) -> None:
         raise UserError(f"{where}: metrics: at least one is needed")
     for metric in spec.metrics:
         get_metric(metric, f"{where}: metrics")
+    _check_published(spec, where)
     for name, value, least in (
         ("batch_size", spec.batch_size, 1),
         ("figure_images", spec.figure_images, 0),
@@ -131,6 +159,18 @@ def check_spec(spec: TableSpec, where: str) -> None:
     ):
         if value is not None and value < least:
             raise UserError(f"{where}: {name} must be at least {least}, got {value}")
+
+
+def _check_published(spec: TableSpec, where: str) -> None:
+    tasks = [task.name for task in spec.tasks]
+    for published in spec.published:
+        for row in published.rows:
+            at = f'{where}: published: "{row.name}"'
+            for task, values in row.values.items():
+                if task not in tasks:
+                    raise UserError(f'{at}: there is no task "{task}"{did_you_mean(task, tasks)}')
+                for metric in values:
+                    get_metric(metric, at)
 
 
 @dataclass(frozen=True)

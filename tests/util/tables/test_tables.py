@@ -171,6 +171,104 @@ def test_the_noise_is_named_with_its_defaults(table, noise, note):
     assert note in (table.parent / "out" / "small.md").read_text()
 
 
+def test_noises_that_differ_are_named_with_their_tasks_and_rows(table):
+    spec = yaml.safe_load(table.read_text())
+    spec["tasks"][0]["set"] = ["task.measurement.noise.sigma=0.1"]
+    noisier = ["task.measurement.noise.sigma=0.2"]
+    rows = [
+        {"name": "measurement", "baseline": "measurement"},
+        {"name": "noisier", "baseline": "measurement", "set": noisier},
+    ]
+    change(table, tasks=[*spec["tasks"], {**spec["tasks"][1], "name": "third"}], rows=rows[:1])
+    change(table, compare=None)
+    assert run(table, "--limit", "1") == 0
+    markdown = (table.parent / "out" / "small.md").read_text()
+    assert "Noise sigma 0.1 on the range [-1, 1], which is 0.05 on [0, 1]: sr.\n" in markdown
+    assert "sigma 0.01 on the range [-1, 1], which is 0.005 on [0, 1]: blur; third.\n" in markdown
+    found = read_csv(table)
+    sigmas = "sigma_on_minus_1_to_1", "sigma_on_0_to_1"
+    assert [found["measurement", "sr", "psnr"][s] for s in sigmas] == ["0.1", "0.05"]
+    assert [found["measurement", "blur", "psnr"][s] for s in sigmas] == ["0.01", "0.005"]
+    change(table, tasks=spec["tasks"][:1], rows=rows)
+    assert run(table, "--limit", "1") == 0
+    markdown = (table.parent / "out" / "small.md").read_text()
+    assert "which is 0.05 on [0, 1]: sr (measurement)." in markdown
+    assert "which is 0.1 on [0, 1]: sr (noisier)." in markdown
+
+
+def test_the_noise_is_part_of_every_rendering(table):
+    rows = [{"name": "measurement", "baseline": "measurement"}]
+    change(table, rows=rows, compare=None, figure_images=0)
+    run(table, "--limit", "1")
+    latex = (table.parent / "out" / "small.tex").read_text().splitlines()
+    told = "sigma 0.01 on the range [-1, 1], which is 0.005 on [0, 1]"
+    assert any(told in line and not line.startswith("%") for line in latex)
+    assert told in (table.parent / "out" / "small.md").read_text()
+    change(table, figure_images=1)
+    run(table, "--limit", "1")
+    with Image.open(table.parent / "out" / "small.png") as figure:
+        below = np.asarray(figure.convert("L"))[22 + 2 * (128 + 4) :]  # header, two rows
+    assert (below < 128).any()  # text
+
+
+PUBLISHED = [
+    {
+        "source": "Doe & Roe 2020",
+        "sigma": 0.05,
+        "note": "50 images.",
+        "rows": [
+            {"name": "A|B", "nfe": 7, "values": {"sr": {"psnr": 99.0, "lpips": 0.1}}},
+            {"name": "C", "values": {"blur": {"ssim": 0.5}}},
+        ],
+    },
+    {"source": "Somebody", "rows": [{"name": "D", "values": {"sr": {"psnr": 1.0}}}]},
+]
+
+
+def test_published_figures_stand_below_ours_and_are_not_ranked(table):
+    run(table, "--limit", "1")
+    alone = (table.parent / "out" / "small.md").read_text().splitlines()
+    change(table, published=PUBLISHED)
+    run(table, "--limit", "1")
+    markdown = (table.parent / "out" / "small.md").read_text()
+    lines = markdown.splitlines()
+    assert lines[: 2 + 2 + 5] == alone[: 2 + 2 + 5]  # title, head, rows: the same places
+    assert lines[9] == f"| *published, not measured here and not ranked:* |{'  |' * 7}"
+    assert lines[10] == "| *A\\|B [a], sigma 0.05* | *99.00* | - | - | - | - | *7* | - |"
+    assert lines[11] == "| *C [a], sigma 0.05* | - | - | - | *0.500* | - | - | - |"
+    assert lines[12] == "| *D [b]* | *1.00* | - | - | - | - | - | - |"
+    assert (
+        "[a] Doe & Roe 2020; noise sigma 0.05 on the range [-1, 1], which is 0.025 on [0, 1]. That "
+        "is not the noise of this table in sr; blur. 50 images."
+    ) in lines
+    assert "[b] Somebody; noise level not stated." in lines
+    compared = markdown[markdown.index("Paired differences") :]
+    assert "A" not in compared.replace("A small_table", "")
+    latex = (table.parent / "out" / "small.tex").read_text()
+    assert "\\usepackage{booktabs,xcolor}" in latex
+    assert "\\textcolor{gray}{A|B [a], sigma 0.05} & \\textcolor{gray}{99.00}" in latex
+    assert "{\\footnotesize [a] Doe \\& Roe 2020" in latex
+    assert {method for method, *_ in read_csv(table)} == {
+        *("measurement", "classical", "DPPS", "DPS", "DDNM+")
+    }
+
+
+@pytest.mark.parametrize("name", ["ffhq_common", "imagenet_common"])
+def test_the_common_setting_is_that_of_the_published_figures(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    spec = load_spec(CONFIGS / "tables" / f"{name}.yaml")
+    configs = {task.name: cell.config.task for task, cell in zip(spec.tasks, build_cells(spec)[2])}
+    assert {config.noise.params["sigma"] for config in configs.values()} == {0.05}
+    box, random = (configs[task].mask_opt for task in ("box 128", "random 92 %"))
+    assert (box.mask_type, box.mask_len_range) == ("box", (128, 129))
+    assert (random.mask_type, random.mask_prob_range) == ("random", (0.92, 0.92))
+    assert {source.sigma for source in spec.published} <= {0.05, None}
+    dps = next(row for row in spec.published[0].rows if row.name == "DPS")
+    assert set(dps.values) == {task.name for task in spec.tasks}
+    for values in dps.values.values():
+        assert set(values) == set(spec.metrics)
+
+
 def test_nothing_is_run_twice(table, restored):
     run(table, "--limit", "1")
     first = len(restored)
@@ -433,6 +531,12 @@ def test_an_unreadable_photograph_is_left_out_of_every_cell(table):
         ({"metrics": ["psnr", "mse"]}, "mse"),
         ({"precision": "bf8"}, 'unknown precision "bf8"; known: fp32'),
         ({"colour": "red"}, "colour"),
+        ({"published": [{"source": "s", "rows": [{"name": "a", "values": {"rs": {}}}]}]}, '"rs"'),
+        (
+            {"published": [{"source": "s", "rows": [{"name": "a", "values": {"sr": {"mse": 1}}}]}]},
+            'unknown metric "mse"',
+        ),
+        ({"published": [{"rows": []}]}, "missing key source"),
     ],
 )
 def test_wrong_configs_are_refused_at_the_door(table, changes, message):
