@@ -17,6 +17,7 @@ from torch import Tensor
 from data.dataloader import Dataset
 from guided_diffusion.condition_methods import StepResult
 from util.errors import UserError
+from util.img_utils import to_colour
 from util.runs.problems import Case
 from util.runs.progress import duration
 from util.runs.restoration import Restoration
@@ -132,7 +133,7 @@ def _saved_bytes(restoration: Restoration, case: Case, steps: int) -> float:
         if samples > 1:
             spread = Spread()
             for sample in (picture.cpu(), torch.zeros(picture.shape)):
-                spread.add(sample)
+                spread.add(to_colour(sample))
             results.save_spread("image", case.label, spread)
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         shown = results.path("recon", "image").stat().st_size

@@ -221,7 +221,7 @@ class Results:
         figures = {STD: float(levels.mean(dtype=np.float64))}
         if label is None:
             return figures
-        metrics = run_metrics(eight_bit(_saved_pixels(label, form)), pixels)
+        metrics = run_metrics(eight_bit(_saved_pixels(to_colour(label), form)), pixels)
         return {f"mean_{metric}": value for metric, value in metrics.items()} | figures
 
     def save_report(self, rows: Sequence[Row]) -> None:

@@ -18,7 +18,7 @@ from guided_diffusion.precision import Execution
 from guided_diffusion.sampling import Prior
 from models.prior import build_prior, with_process
 from util.config.run_config import RunConfig
-from util.errors import OutputError, UserError
+from util.errors import OutputError, UnsupportedError, UserError
 from util.runs.job import Job
 from util.runs.manifest import Manifest, Record, read_records, read_sets
 from util.runs.plan import Plan, make_plan
@@ -141,7 +141,7 @@ class Runner:
                 image = method(y, case.operator, builder.noiser.equivalent_sigma(y))[0]
                 seconds = time.perf_counter() - started
                 metrics = results.save_restored(case.output, case.label, image)
-            except OutputError:
+            except (OutputError, UnsupportedError):
                 raise
             except UserError as error:
                 manifest.append(dataclasses.replace(record, error=str(error)))

@@ -322,7 +322,7 @@ def latex(table: TableResult) -> str:
         body += [" & ".join(f"{grey}{{{_escape(t)}}}" for t in p) + " \\\\" for p in published]
     needed = ["booktabs", *(["xcolor"] if published else [])]
     below = [
-        f"\\multicolumn{{{len(head)}}}{{l}}{{\\footnotesize {_escape(note)}}} \\\\"
+        f"\\multicolumn{{{len(head)}}}{{p{{\\linewidth}}}}{{\\footnotesize {_escape(note)}}} \\\\"
         for note in (*noise_notes(table), *published_notes(table))
     ]
     comments = [f"% {line}" for note in footnotes(table) for line in note.splitlines()]

