@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import sample_condition
+from tests.test_priors import folder_of_diffusers
 from tests.tiny import NAMES, records, result_files
 from tests.tiny_run import photograph, run, save, write_configs
 from util.runs import restoration
@@ -243,3 +244,19 @@ def test_a_plan_counts_the_samples(tmp_path, capsys):
         said.append(capsys.readouterr().out)
     evaluations = [int(re.search(r": (\d+) network", text)[1]) for text in said]
     assert evaluations == [7, 35]
+
+
+def test_samples_of_a_grey_prior(tmp_path, capsys):
+    save(tmp_path / "images" / "0.png", photograph(32, 32))
+    model = folder_of_diffusers(tmp_path / "unet", channels=1)
+    command = write_configs(tmp_path, "super_resolution", model=model)
+    command += ["--data_root", tmp_path / "images", "--steps", 3, "--samples", 3]
+    assert run(*command, "--plan") == 0
+    assert ": 9 network evaluations" in capsys.readouterr().out
+    assert run(*command) == 0
+    root = tmp_path / "results/super_resolution"
+    kinds = ("recon", "samples/seed_1", "samples/seed_2", "mean")
+    *samples, mean = (values(root / kind / "0.png") for kind in kinds)
+    assert mean.shape == (32, 32)
+    assert np.abs(mean - np.mean(samples, 0)).max() <= 1
+    assert "mean_psnr" in (root / "metrics.csv").read_text()
