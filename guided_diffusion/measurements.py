@@ -312,7 +312,7 @@ class Inpainting(LinearOperator):
 
     def view(self, y: Tensor) -> Tensor:
         """Dropped pixels are black."""
-        return torch.where(self.masks > 0, y, -1.0)
+        return to_colour(torch.where(self.masks > 0, y, -1.0))
 
     def saved_per_image(self) -> list[dict[str, np.ndarray]]:
         return [{"mask": m[0].cpu().numpy().astype(np.uint8)} for m in self.masks]
@@ -372,7 +372,7 @@ class PhaseRetrieval(Operator):
         """Magnitudes span decades: their logarithm, stretched to [-1, 1] per image."""
         logs = y.clamp(min=0).log1p()
         low, high = logs.amin((1, 2, 3), keepdim=True), logs.amax((1, 2, 3), keepdim=True)
-        return 2 * (logs - low) / (high - low).clamp(min=1e-12) - 1
+        return to_colour(2 * (logs - low) / (high - low).clamp(min=1e-12) - 1)
 
 
 @OPERATORS.register("nonlinear_blur")

@@ -8,7 +8,7 @@ the format.
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -243,7 +243,7 @@ class AcceleratedNetwork:
         return self._compiled[key]
 
 
-def uncompiled(model: Callable) -> Callable:
+def uncompiled(model: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The same network, run without torch.compile; for a few calls that are not worth its time."""
     if not isinstance(model, AcceleratedNetwork) or not model.compile:
         return model
@@ -307,10 +307,12 @@ def accelerate(
     execution: Execution,
     device: torch.device | str,
     description: Described | None = None,
+    told: Sequence[Tensor] = (),
 ) -> AcceleratedNetwork:
     """`network`, on `device`, ready to run as `execution` says (see `Execution.resolve`).
 
     description: of a network that is no UNetModel
+    told: what it takes of an image beside x_t and the timestep, each [1]
     """
     device = torch.device(device)
     described = network.config if isinstance(network, UNetModel) else description
@@ -319,11 +321,14 @@ def accelerate(
     network.to(device)
     chosen = resolved.fast and execution.precision is None
     if chosen and device.type == "cpu" and resolved.precision == "bf16":
-        resolved = replace(resolved, precision=_fastest_format(network, resolved, described))
+        precision = _fastest_format(network, resolved, described, told)
+        resolved = replace(resolved, precision=precision)
     return AcceleratedNetwork(network, resolved, device)
 
 
-def _fastest_format(network: nn.Module, execution: Execution, described: Described) -> str:
+def _fastest_format(
+    network: nn.Module, execution: Execution, described: Described, told: Sequence[Tensor]
+) -> str:
     def run_in(precision: str) -> AcceleratedNetwork:
         chosen = replace(execution, precision=precision)
         return AcceleratedNetwork(copy.deepcopy(network), chosen, torch.device("cpu"))
@@ -331,8 +336,10 @@ def _fastest_format(network: nn.Module, execution: Execution, described: Describ
     multiple = described.size_multiple()
     side = max(multiple, min(described.image_size, LARGEST_SIDE) // multiple * multiple)
     x = torch.zeros(1, getattr(described, "channels", 3), side, side)
-    told = [torch.zeros(1, dtype=torch.int64)] * (1 + getattr(described, "class_cond", False))
-    return fastest_format(run_in, (x, *told), repr(described))
+    count = sum(p.numel() for p in network.parameters())
+    name = repr(described) if isinstance(network, UNetModel) else type(network).__qualname__
+    inputs = (x, torch.zeros(1, dtype=torch.int64), *told)
+    return fastest_format(run_in, inputs, f"{name}, {count} weights")
 
 
 def _lay_out(network: nn.Module, execution: Execution, device: torch.device) -> bool:

@@ -63,7 +63,8 @@ class Pretrained:
         return ()
 
     def settings(self) -> dict[str, Any]:
-        """Everything else that decides its values, defaults filled in."""
+        """Everything else that decides its values, defaults filled in. A kind that does not define
+        it is told by the keys of its model config, files that they name by what these hold."""
         return {}
 
     def mark(self) -> str:

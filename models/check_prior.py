@@ -29,7 +29,7 @@ from models.prior import build_prior
 from util.cli import add_device, command_parser, report_errors, resolve_device
 from util.config.run_config import load_diffusion_config, load_model_config
 from util.errors import UserError
-from util.img_utils import to_pixels, to_tensor
+from util.img_utils import to_colour, to_grey, to_pixels, to_tensor
 from util.logger import get_logger
 from util.randomness import ImageKey, NoiseSource, PerImageNoise
 
@@ -138,7 +138,9 @@ def draw(
 
 def sheet(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
     """Rows of images [3, H, W] of one size as one picture."""
-    return Image.fromarray(np.vstack([np.hstack([to_pixels(x) for x in row]) for row in rows]))
+    return Image.fromarray(
+        np.vstack([np.hstack([to_pixels(to_colour(x)) for x in row]) for row in rows])
+    )
 
 
 @report_errors
@@ -174,14 +176,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.photographs:
         found = validation_images(find_images(args.photographs), prior.size_multiple, device)
         images = list(islice(found, args.limit))
-        whole = replace(diffusion, timestep_respacing="").build()
+        if prior.channels == 1:
+            images = [to_grey(image) for image in images]
+        network = prior.for_images([ImageKey(0, "photographs")]).model
+        whole = replace(diffusion, timestep_respacing="", num_steps=None).build(model)
         if whole.num_timesteps <= max(VALIDATION_TIMESTEPS):
             raise UserError(
                 f"{args.diffusion_config}: timesteps up to {max(VALIDATION_TIMESTEPS)} are looked "
                 f"at, and the process has {whole.num_timesteps} steps"
             )
-        print_validation(validation_loss(prior.model, whole, images))
-        for i, row in enumerate(denoise(prior.model, whole, images[: args.shown])):
+        print_validation(validation_loss(network, whole, images))
+        for i, row in enumerate(denoise(network, whole, images[: args.shown])):
             sheet([row]).save(folder / f"denoising_{i}.png")
     for size in args.sizes:
         samples = draw(prior, args.count, size, device)

@@ -89,7 +89,9 @@ def _scheduler(diffusion: DiffusionConfig, learns_variance: bool) -> dict[str, A
     if diffusion.rescale_timesteps or diffusion.dynamic_threshold:
         raise UserError("rescale_timesteps and dynamic_threshold have no name in diffusers")
     betas = linear_betas(diffusion.steps)
-    fixed = diffusion.model_var_type if diffusion.model_var_type.startswith("fixed") else ""
+    variance = diffusion.model_var_type
+    if learns_variance != variance.startswith("learned"):
+        variance = "learned_range" if learns_variance else "fixed_small"
     return {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": diffusion.steps,
@@ -97,7 +99,7 @@ def _scheduler(diffusion: DiffusionConfig, learns_variance: bool) -> dict[str, A
         "beta_start": betas[0],
         "beta_end": betas[-1],
         "prediction_type": _PREDICTIONS[diffusion.model_mean_type],
-        "variance_type": "learned_range" if learns_variance else fixed or "fixed_small",
+        "variance_type": variance,
         "clip_sample": diffusion.clip_denoised,
         "timestep_spacing": "linspace",
     }
@@ -143,7 +145,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(
             f"{args.model_config}: only networks of prior: guided_diffusion are exported"
         )
-    card = read_bytes(args.card, _LARGEST_CARD).decode("utf-8-sig") if args.card else None
+    try:
+        card = read_bytes(args.card, _LARGEST_CARD).decode("utf-8-sig") if args.card else None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--card {shown(args.card)}: cannot be read as text: {error}") from None
     export(model, load_diffusion_config(args.diffusion_config), args.out, card)
     print(f"{args.out}: written; in a model config: prior: diffusers, model_path: {args.out}")
     return 0

@@ -16,7 +16,7 @@ from torch import Tensor
 from guided_diffusion.condition_methods import CONDITIONING, ConditioningMethod
 from guided_diffusion.measurements import OPERATORS, Operator
 from guided_diffusion.noise_models import GaussianNoise, NoiseModel
-from guided_diffusion.precision import AcceleratedNetwork, Execution, accelerate
+from guided_diffusion.precision import AcceleratedNetwork, Execution, accelerate, uncompiled
 from guided_diffusion.pretrained import Pretrained
 from guided_diffusion.problem import Problem
 from guided_diffusion.sampling import Callback, Prior, sample
@@ -68,9 +68,8 @@ def build_prior(
     that does not fit and for a precision that the device lacks.
     """
     device = torch.device(device)
-    execution = (execution or Execution()).resolve(model.use_fp16, device)
     return Prior(
-        _loaded(model, execution, device),
+        _loaded(model, execution or Execution(), device),
         diffusion.build(model),
         diffusion.sampler,
         diffusion.eta,
@@ -84,17 +83,16 @@ def build_prior(
 
 def _loaded(model: Pretrained, execution: Execution, device: torch.device) -> AcceleratedNetwork:
     """The network, tried once where it is not this project's own; UserError where that fails."""
+    labels = model.labels([ImageKey(0, "")])
+    told = [] if labels is None else [torch.tensor(labels, device=device)]
     try:
         network = model.load()
-        run = accelerate(network, execution, device, model)
+        run = accelerate(network, execution, device, model, told)
         if isinstance(network, UNetModel):
             return run
         x = torch.zeros(1, model.channels, model.image_size, model.image_size, device=device)
-        labels = model.labels([ImageKey(0, "")])
-        told = [torch.zeros(1, device=device)]
-        told += [] if labels is None else [torch.tensor(labels, device=device)]
         with torch.no_grad():
-            found = tuple(run(x, *told).shape)
+            found = tuple(uncompiled(run)(x, torch.zeros(1, device=device), *told).shape)
     except (UserError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:

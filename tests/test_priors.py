@@ -13,8 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from guided_diffusion.precision import AcceleratedNetwork, Execution
+from guided_diffusion.pretrained import PRIORS
 from tests.tiny import ROOT
 from tests.tiny_run import MODEL, OPERATORS, photograph, run, save, write_configs
+from util import plugins
 
 SIZE = 32
 CLASSES = {**MODEL, "class_cond": True}
@@ -25,6 +28,13 @@ def images(tmp_path):
     for i in range(3):
         save(tmp_path / "images" / f"{i}.png", photograph(SIZE, SIZE, i))
     return tmp_path / "images"
+
+
+@pytest.fixture
+def plugged(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(PRIORS, "_entries", dict(PRIORS._entries))
+    monkeypatch.setattr(plugins, "_loaded", {})
 
 
 def folder_of_diffusers(path, channels=3, **scheduler):
@@ -54,8 +64,7 @@ def restored(folder):
 def test_a_folder_of_diffusers_restores(tmp_path, images, operator):
     model = folder_of_diffusers(tmp_path / "unet", prediction_type="v_prediction")
     arguments = write_configs(tmp_path, operator, model=model)
-    assert run(*arguments, "--data_root", images, "--precision", "bf16", "--limit", 1) in (0, 2)
-    assert run(*arguments, "--data_root", images, "--overwrite") == 0
+    assert run(*arguments, "--data_root", images) == 0
     assert set(restored(tmp_path / "results")) == {"0", "1", "2"}
     (manifest,) = (tmp_path / "results").glob("*/manifest.0.jsonl")
     assert '"prior": "diffusers"' in manifest.read_text()
@@ -63,6 +72,47 @@ def test_a_folder_of_diffusers_restores(tmp_path, images, operator):
     state = weights.read_bytes()
     weights.write_bytes(state[:-4] + b"\0\0\0\0")
     assert run(*arguments, "--data_root", images) == 2  # other weights, other results
+
+
+@pytest.mark.parametrize("operator", ["inpainting", "gaussian_blur", "motion_blur", "noise"])
+def test_tasks_of_grey_images(tmp_path, images, plugged, operator):
+    name = operator if operator in OPERATORS else "inpainting"
+    arguments = write_configs(
+        tmp_path, name, model={"prior": "wiener", "image_size": 32, "grey": True}
+    )
+    arguments += ["--plugin", ROOT / "examples" / "plugin_prior.py", "--data_root", images]
+    if operator == "noise":
+        arguments += ["--set", "task.measurement.operator={name: noise}"]
+    assert run(*arguments, "--steps", 3, "--limit", 1) == 0
+    assert restored(tmp_path / "results")["0"].shape == (SIZE, SIZE)
+
+
+def test_a_plugin_is_its_arguments(tmp_path, images, plugged):
+    """Results of one value are not taken for those of another."""
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    arguments = [*write_configs(tmp_path, "gaussian_blur"), "--data_root", images, "--limit", 1]
+    arguments += ["--plugin", tmp_path / "mine.py", "--steps", 2]
+    assert run(*arguments, "--set", "model={prior: mine, share: 0.5}") == 0
+    assert run(*arguments, "--set", "model={prior: mine}") == 0  # the default
+    assert run(*arguments, "--set", "model={prior: mine, share: 0.2}") == 2
+
+
+def test_other_networks_run_in_bf16():
+    """Under autocast, with gradients; on any processor."""
+    network = torch.nn.Conv2d(3, 3, 3, padding=1).requires_grad_(False)
+    told = type("Told", (torch.nn.Module,), {"forward": lambda self, x, t: network(x)})()
+    exact, rounded = (
+        AcceleratedNetwork(told, Execution(p), torch.device("cpu")) for p in ("fp32", "bf16")
+    )
+    x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(2)
+    gradients = []
+    for run_network in (exact, rounded):
+        leaf = x.clone().requires_grad_()
+        output = run_network(leaf, t)
+        assert output.dtype == torch.float32
+        gradients.append((output, torch.autograd.grad(output.square().sum(), leaf)[0]))
+    for mine, other in zip(*gradients, strict=True):
+        assert 0 < (mine - other).abs().max() < 0.1
 
 
 def test_grey_images_in_and_out(tmp_path, images, capsys):
@@ -131,8 +181,10 @@ from models.priors.adapters import DenoiserPrior
 
 @PRIORS.register("mine")
 class Mine(DenoiserPrior):
-    def __init__(self, image_size: int = 32, fail: str = "") -> None:
-        self.image_size, self.fail = image_size, fail
+    def __init__(self, fail: str = "", share: float = 0.5) -> None:
+        self.fail, self.share = fail, share
+        if fail != "size":
+            self.image_size = 32
         if fail == "made":
             raise RuntimeError("not made")
 
@@ -144,7 +196,7 @@ class Mine(DenoiserPrior):
     def _denoise(self, x, sigma):
         if self.fail == "asked":
             raise RuntimeError("not answered")
-        return x[:, :2] if self.fail == "shape" else 0.5 * x
+        return x[:, :2] if self.fail == "shape" else self.share * x
 """
 
 
@@ -154,15 +206,11 @@ class Mine(DenoiserPrior):
         ("made", "RuntimeError: not made"),
         ("loaded", "RuntimeError: not loaded"),
         ("asked", "RuntimeError: not answered"),
+        ("size", "image_size is None"),
         ("shape", "the network makes (1, 2, 32, 32); expected (1, 3, 32, 32)"),
     ],
 )
-def test_a_plugin_that_fails(tmp_path, images, capsys, monkeypatch, fail, message):
-    from guided_diffusion.pretrained import PRIORS
-    from util import plugins
-
-    monkeypatch.setattr(PRIORS, "_entries", dict(PRIORS._entries))
-    monkeypatch.setattr(plugins, "_loaded", {})
+def test_a_plugin_that_fails(tmp_path, images, capsys, plugged, fail, message):
     (tmp_path / "mine.py").write_text(PLUGIN)
     arguments = [*write_configs(tmp_path, "gaussian_blur"), "--data_root", images]
     arguments += ["--plugin", tmp_path / "mine.py"]

@@ -13,7 +13,6 @@ prior of it for `models.prior.restore`, and `DenoiserPrior` one that a model con
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.posterior_mean_variance import x0_at_any_level
 from guided_diffusion.pretrained import Pretrained
 from guided_diffusion.sampling import Prior
+from models.checkpoint import freeze
 from util.errors import UserError
 
 _STEPS, _SCHEDULE = 1000, "linear"
@@ -31,17 +31,19 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]  # x [B, C, H, W], sigma [B] -> [B
 class DenoiserPrior(Pretrained):
     """A prior that is a denoiser. Derive from it, register it, and define `denoiser`.
 
-    The process is the variance-preserving one of the diffusion config: at x_t = sqrt(acp) x_0 +
-    sqrt(1 - acp) z the denoiser is asked for x_t / sqrt(acp), whose noise has the same ratio to the
-    image, sigma = sqrt((1 - acp) / acp): from 0.01 to 157 for 1000 linear betas.
+    The process is the variance-preserving one with 1000 linear betas, cut to the steps that the
+    diffusion config asks for: at x_t = sqrt(acp) x_0 + sqrt(1 - acp) z the denoiser is asked for
+    x_t / sqrt(acp), whose noise has the same ratio to the image, sigma = sqrt((1 - acp) / acp),
+    from 0.01 to 157.
     """
 
     def denoiser(self) -> Denoiser:
-        """D, its weights loaded, on the CPU; a module is moved to the device by itself."""
+        """D, its weights loaded, on the CPU. A module, and one inside the adapters of this file, is
+        moved to the device and put into evaluation mode; anything else has to see to it itself."""
         raise NotImplementedError
 
     def load(self) -> nn.Module:
-        return _DenoiserNetwork(self.denoiser()).eval().requires_grad_(False)
+        return freeze(_DenoiserNetwork(self.denoiser()))
 
     def process(self, options: Mapping[str, Any]) -> GaussianDiffusion:
         variance = options["model_var_type"]
@@ -55,21 +57,61 @@ class DenoiserPrior(Pretrained):
         return GaussianDiffusion.create(**{**options, **own})
 
 
-class _DenoiserNetwork(nn.Module):
+class _Levels:
+    """log sqrt((1 - acp) / acp) of the timesteps of a process, and fractions between them."""
+
+    def __init__(self, alphas_cumprod: Tensor) -> None:
+        self._table = 0.5 * (1 / alphas_cumprod.double().cpu() - 1).log()
+        self._on_device: dict[torch.device, Tensor] = {}
+
+    @property
+    def rise(self) -> bool:
+        return bool((self._table.diff() > 0).all())
+
+    def _at(self, device: torch.device) -> Tensor:
+        """The table there, copied once: waiting for a GPU at every step would cost more."""
+        if device not in self._on_device:
+            dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+            self._on_device[device] = self._table.to(dtype).to(device)
+        return self._on_device[device]
+
+    def sigmas(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        """sqrt((1 - acp) / acp) at timesteps [B], like `like`: [B]."""
+        table = self._at(like.device)
+        at = timesteps.to(table).clamp(0, len(table) - 1)
+        below = at.floor().long().clamp(max=len(table) - 2)
+        return torch.lerp(table[below], table[below + 1], at - below).exp().to(like)
+
+    def timesteps(self, sigma: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps with noise of sigma [B], and the sigma that they have: one beyond the first or
+        the last timestep counts as that."""
+        table = self._at(like.device)
+        level = sigma.to(table).log().clamp(table[0], table[-1])
+        after = torch.searchsorted(table, level).clamp(1, len(table) - 1)
+        low, high = table[after - 1], table[after]
+        return (after - 1 + (level - low) / (high - low)).to(like), level.exp().to(like)
+
+
+class _Adapter(nn.Module):
+    """A denoiser made of `inner`, which is moved with it if it is a module."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__()
+        self.inner = inner
+
+
+class _DenoiserNetwork(_Adapter):
     """x_t [B, C, H, W], timesteps [B] of the linear process -> x0_hat."""
 
-    levels: Tensor  # log sigma of the timesteps
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__(inner)
         acp = GaussianDiffusion.create(_STEPS, _SCHEDULE).alphas_cumprod
-        self.register_buffer("levels", torch.from_numpy(0.5 * np.log(1 / acp - 1)))
+        self._levels = _Levels(torch.from_numpy(acp))
 
     def forward(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        sigma = _interpolated(self.levels, timesteps).exp().to(x_t.dtype)
+        sigma = self._levels.sigmas(timesteps, x_t)
         scale = (1 + sigma**2).sqrt().view(-1, 1, 1, 1)  # 1 / sqrt(acp)
-        return self.denoiser(scale * x_t, sigma)
+        return self.inner(scale * x_t, sigma)
 
 
 def denoiser_prior(
@@ -80,9 +122,10 @@ def denoiser_prior(
     size_multiple: int = 1,
     num_steps: int | None = 25,
     clip: bool = True,
+    device: torch.device | str = "cpu",
 ) -> Prior:
     """A prior of `denoiser`, for images of this size and others whose sides are multiples of
-    size_multiple.
+    size_multiple. A module is put on `device`, into evaluation mode, without gradients of weights.
 
     channels: 3, or 1 for grey images
     num_steps: steps from where a measurement lets sampling begin; None: all 1000
@@ -93,7 +136,7 @@ def denoiser_prior(
     given = _Given(denoiser, image_size, channels, size_multiple)
     options = {"model_var_type": "fixed_small", "clip_denoised": clip}
     return Prior(
-        given.load(),
+        given.load().to(device),
         given.process(options),
         size_multiple=size_multiple,
         image_size=image_size,
@@ -102,55 +145,51 @@ def denoiser_prior(
     )
 
 
-def from_unit_range(denoiser: Denoiser) -> Denoiser:
+class from_unit_range(_Adapter):
     """Of a denoiser of images in [0, 1], as those of deepinv: D'(x, sigma) on that range."""
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return 2 * denoiser((x + 1) / 2, sigma / 2) - 1
-
-    return denoise
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return 2 * self.inner((x + 1) / 2, sigma / 2) - 1
 
 
-def from_flow(velocity: Denoiser) -> Denoiser:
+class from_flow(_Adapter):
     """Of a network of flow matching (Lipman et al. 2023, arXiv 2210.02747): v(x_s, s) = z - x_0 at
     x_s = (1 - s) x_0 + s z, s [B] from 0 to 1. For one whose time runs the other way, with noise at
     0, give lambda x, s: -v(x, 1 - s)."""
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         s = sigma / (1 + sigma)
         share = s.view(-1, 1, 1, 1)
         x_s = (1 - share) * x
-        return x_s - share * velocity(x_s, s)
-
-    return denoise
+        return x_s - share * self.inner(x_s, s)
 
 
-def from_timesteps(
-    predicts: Literal["epsilon", "start_x", "velocity"], network: Denoiser, alphas_cumprod: Any
-) -> Denoiser:
+class from_timesteps(_Adapter):
     """Of a network (x_t [B, C, H, W], t [B]) trained at the timesteps of a variance-preserving
     process, told fractions between them.
 
     predicts: the noise, x_0, or v = sqrt(acp) z - sqrt(1 - acp) x_0
     alphas_cumprod: [T], falling
     """
-    acp = torch.as_tensor(alphas_cumprod).double().cpu()
-    levels = 0.5 * (1 / acp - 1).log()
-    if predicts not in ("epsilon", "start_x", "velocity") or not (levels.diff() > 0).all():
-        raise UserError(
-            "from_timesteps: predicts is epsilon, start_x or velocity; alphas_cumprod must fall"
-        )
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        level = sigma.double().log().cpu().clamp(levels[0], levels[-1])
-        after = torch.searchsorted(levels, level).clamp(1, len(levels) - 1)
-        low, high = levels[after - 1], levels[after]
-        t = (after - 1 + (level - low) / (high - low)).to(x)
-        variance = (2 * level).exp().to(x).view(-1, 1, 1, 1)
+    def __init__(
+        self,
+        predicts: Literal["epsilon", "start_x", "velocity"],
+        network: Denoiser,
+        alphas_cumprod: Any,
+    ) -> None:
+        super().__init__(network)
+        self.predicts, self._levels = predicts, _Levels(torch.as_tensor(alphas_cumprod))
+        if predicts not in ("epsilon", "start_x", "velocity") or not self._levels.rise:
+            raise UserError(
+                "from_timesteps: predicts is epsilon, start_x or velocity; alphas_cumprod must fall"
+            )
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        t, sigma = self._levels.timesteps(sigma, x)
+        variance = sigma.view(-1, 1, 1, 1) ** 2
         a, b = (1 / (1 + variance)).sqrt(), (variance / (1 + variance)).sqrt()
-        return x0_at_any_level(predicts, network(a * x, t), a * x, a, b)
-
-    return denoise
+        return x0_at_any_level(self.predicts, self.inner(a * x, t), a * x, a, b)
 
 
 class _Given(DenoiserPrior):
@@ -163,10 +202,3 @@ class _Given(DenoiserPrior):
 
     def denoiser(self) -> Denoiser:
         return self._denoiser
-
-
-def _interpolated(table: Tensor, at: Tensor) -> Tensor:
-    """Values of `table` [T] at the places `at` [B], fractions included."""
-    at = at.to(table.dtype).clamp(0, len(table) - 1)
-    below = at.floor().long().clamp(max=len(table) - 2)
-    return torch.lerp(table[below], table[below + 1], at - below)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, respaced_timesteps
 from guided_diffusion.pretrained import PRIORS, Pretrained
 from guided_diffusion.unet import UNetConfig
 from models.checkpoint import freeze, load_model
@@ -97,23 +97,22 @@ class _Folder:
 
     @cached_property
     def weights(self) -> list[Path]:
-        """The files of weights."""
-        patterns = [
-            f"{WEIGHTS}*.safetensors",
-            *([] if self.use_safetensors else [f"{WEIGHTS}*.bin"]),
+        """The files of weights: one, or its numbered parts."""
+        endings = ["safetensors"] if self.use_safetensors else ["safetensors", "bin"]
+        names = [
+            f"{self.place}{WEIGHTS}{part}.{ending}"
+            for ending in endings
+            for part in ("", "-*-of-*")
         ]
         if self.on_hub:
-            _fetched(
-                self.name,
-                [f"{self.place}{pattern}" for pattern in (*patterns, f"{WEIGHTS}*.index.json")],
-                revision=self.root.name,
-            )
-        for pattern in patterns:
-            found = sorted((self.root / self.place).glob(pattern))
+            patterns = [*names, f"{self.place}{WEIGHTS}*.index.json"]
+            _fetched(self.name, patterns, revision=self.root.name)
+        for name in names:
+            found = sorted(self.root.glob(name))
             if found:
                 return found
         advice = "; where it has pickled ones that you trust, set model.use_safetensors to False"
-        raise UserError(f"{self.name}: no weights {self.place}{patterns[0]}{advice}")
+        raise UserError(f"{self.name}: no weights {names[0]}{advice * self.use_safetensors}")
 
     @property
     def files(self) -> list[Path]:
@@ -124,18 +123,22 @@ def _fetched(name: str, patterns: Sequence[str], revision: str | None = None) ->
     """The folder in the hub's cache where these files of a repository lie."""
     try:
         import huggingface_hub as hub
-        from huggingface_hub import errors
+        from huggingface_hub.utils import (
+            GatedRepoError,
+            HfHubHTTPError,
+            RepositoryNotFoundError,
+        )
     except ImportError:
         raise UserError(
             f"model_path: {name}: no such folder; to fetch it from the hub: {_INSTALL}"
         ) from None
     try:
         return Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except errors.GatedRepoError:
+    except GatedRepoError:
         reason = "its owners ask for its terms to be accepted on the hub first"
-    except errors.RepositoryNotFoundError:
+    except RepositoryNotFoundError:
         reason = "no such folder, and the hub has no such model, or hides it"
-    except errors.HfHubHTTPError as error:
+    except HfHubHTTPError as error:
         reason = f"the hub answers {_first_line(error)}"
     except Exception as error:  # of the network, the disk or the cache
         reason = f"not in the hub's cache, and it cannot be fetched ({_first_line(error)})"
@@ -186,6 +189,12 @@ class ExportedPrior(_HubPrior):
 
     def size_multiple(self) -> int:
         return self.unet.size_multiple()
+
+    def process(self, options: Mapping[str, Any]) -> GaussianDiffusion:
+        """With timesteps spaced as guided-diffusion has them, like before it was exported."""
+        scheduler = self.folder.scheduler
+        kept = respaced_timesteps(scheduler.num_train_timesteps, options["timestep_respacing"])
+        return scheduler.process(options, kept)
 
     def load(self) -> nn.Module:
         return load_model(self.unet, self.folder.weights[0])

@@ -113,12 +113,15 @@ class SchedulerConfig:
             return _Threshold(self.dynamic_thresholding_ratio, self.sample_max_value)
         return _Clip(self.clip_sample_range if self.clip_sample else None)
 
-    def process(self, options: Mapping[str, Any]) -> GaussianDiffusion:
-        """The process, respaced; a fixed variance in the diffusion config's `options` stands."""
+    def process(
+        self, options: Mapping[str, Any], kept: np.ndarray | None = None
+    ) -> GaussianDiffusion:
+        """The process, cut to the timesteps `kept` or to those that the diffusion config's
+        `options` ask for; a fixed variance in them stands."""
         variance, asked = _VARIANCE_TYPES[self.variance_type], options["model_var_type"]
         return GaussianDiffusion.from_betas(
             self.betas(),
-            self.timesteps(options["timestep_respacing"]),
+            self.timesteps(options["timestep_respacing"]) if kept is None else kept,
             model_mean_type=_MEAN_TYPES[self.prediction_type],
             model_var_type=asked if asked.startswith("fixed") else variance,
             x0_limit=self.limit(),

@@ -109,6 +109,34 @@ def test_grey_images():
         restore(torch.zeros(1, 3, 4, 4), operator, denoiser_prior(d, SIZE, channels=1))
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda network: network,
+        from_unit_range,
+        from_flow,
+        lambda network: from_timesteps("epsilon", network, ACP),
+    ],
+)
+def test_a_module_is_moved_and_put_into_evaluation_mode(wrap):
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x, sigma):
+            assert sigma.device == x.device == self.weight.device
+            return self.weight * x
+
+    network = Network().train()
+    prior = denoiser_prior(wrap(network), SIZE, device="meta")
+    assert network.weight.device.type == "meta"
+    assert not network.training
+    assert not network.weight.requires_grad
+    x = torch.zeros(2, 3, SIZE, SIZE, device="meta")
+    assert prior.model(x, torch.tensor([3, 700], device="meta")).device.type == "meta"
+
+
 def test_what_cannot_be():
     with pytest.raises(UserError, match="expected 3"):
         denoiser_prior(d, SIZE, channels=2)

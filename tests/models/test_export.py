@@ -1,5 +1,6 @@
 """Priors as folders of their own, written and read back."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -42,6 +43,12 @@ def test_read_back(tmp_path, exported):
         for mine, other in zip(own.reverse(x, t), theirs.reverse(x, t), strict=True):
             assert torch.equal(mine.mean, other.mean)
     assert (own.size_multiple, own.image_size) == (theirs.size_multiple, theirs.image_size)
+    for respacing in (23, "ddim50", "10,20"):
+        changed = dataclasses.replace(diffusion, timestep_respacing=respacing)
+        first, second = (
+            changed.build(load_model_config(tmp_path / f"{n}.yaml")) for n in ("model", "theirs")
+        )
+        assert list(first.timesteps) == list(second.timesteps)
 
 
 def test_the_same_restorations(tmp_path, exported):
@@ -62,6 +69,13 @@ def test_a_card_of_ones_own(tmp_path, exported):
     command = [str(tmp_path / "model.yaml"), "--out", str(tmp_path / "other")]
     assert export.main([*command, "--card", str(tmp_path / "card.md")]) == 0
     assert (tmp_path / "other" / "README.md").read_text() == "# Mine\n"
+
+
+def test_a_card_that_is_no_text(tmp_path, exported, capsys):
+    (tmp_path / "card.md").write_bytes(b"\xff\xfe\xe9")
+    command = [str(tmp_path / "model.yaml"), "--out", str(tmp_path / "other")]
+    assert export.main([*command, "--card", str(tmp_path / "card.md")]) == 2
+    assert "cannot be read as text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,8 @@ def test_what_cannot_be_done_is_refused_by_name(tmp_path, file, keys, message):
 def test_weights_are_plain_tensors_and_all_of_them(tmp_path):
     saved(tmp_path)
     weights = tmp_path / "unet/diffusion_pytorch_model.safetensors"
+    weights.with_suffix(".fp16.safetensors").write_bytes(b"another variant")
+    assert load(tmp_path).files[-1] == weights
     edit(tmp_path / UNET, layers_per_block=2)
     with pytest.raises(UserError, match="size mismatch"):
         load(tmp_path).load()

@@ -10,6 +10,7 @@ from data.masks import MaskConfig
 from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.measurements import OPERATORS
 from guided_diffusion.noise_models import NOISES
+from guided_diffusion.pretrained import PRIORS, Pretrained
 from util.config.run_config import DiffusionConfig, RunConfig, parse_named
 from util.config.schema import Component, dataclass_keys
 from util.hashing import path_mark
@@ -27,7 +28,7 @@ def effective_settings(config: RunConfig) -> dict[str, Any]:
     task = config.task
     method = task.conditioning
     return {
-        "model": config.model.settings(),
+        "model": _model(config),
         "diffusion": _diffusion(config.diffusion),
         "task": {
             "conditioning": {"method": method.name, "params": _method_params(method)},
@@ -38,6 +39,16 @@ def effective_settings(config: RunConfig) -> dict[str, Any]:
             **_kept(config),
         },
     }
+
+
+def _model(config: RunConfig) -> dict[str, Any]:
+    """What the prior says of itself; where its kind does not, the keys of its model config."""
+    if type(config.model).settings is not Pretrained.settings:
+        return config.model.settings()
+    keys = dict(config.raw["model"])
+    kind = keys.pop("prior")
+    settings = Component(kind, keys).settings(PRIORS)
+    return {"prior": kind, **_contents(settings, PRIORS.keys(kind))}
 
 
 def _diffusion(diffusion: DiffusionConfig) -> dict[str, Any]:

@@ -202,11 +202,18 @@ def _parse_model(raw: dict[str, Any], where: str) -> Pretrained:
     PRIORS.get(kind, where)
     keys = parse_keys(PRIORS.keys(kind), raw, where)
     try:
-        return PRIORS.get(kind)(**keys)
+        model = PRIORS.get(kind)(**keys)
     except UserError:
         raise
     except Exception as error:  # of a plug-in
         raise UserError(f"{where}: prior {kind}: {type(error).__name__}: {error}") from error
+    size, channels = getattr(model, "image_size", None), getattr(model, "channels", None)
+    if not isinstance(size, int) or size < 1 or channels not in (1, 3):
+        raise UserError(
+            f"{where}: prior {kind}: image_size is {size} and channels {channels}; a prior has to "
+            "say the side of its images, in pixels, and whether they have 3 channels or 1"
+        )
+    return model
 
 
 def _parse_diffusion(
@@ -234,7 +241,9 @@ def _parse_diffusion(
         raise UserError(
             f"{where}: num_steps and timestep_respacing both say how many steps; give one"
         )
-    for name, given in config.guidance.items():
+    # With num_steps it has no part in anything.
+    guidance = config.guidance if config.num_steps is None else {}
+    for name, given in guidance.items():
         at = f"{where}: guidance: {name}"
         OPERATORS.get(name, f"{where}: guidance")
         if "timestep_respacing" in given:

@@ -78,7 +78,8 @@ def least_bytes(
     if dataset.fit in ("pad", "tile"):
         return 0
     side = dataset.image_size
-    values = 3 * (side // getattr(operator, "scale_factor", 1)) ** 2
+    channels = operator.context.channels
+    values = channels * (side // getattr(operator, "scale_factor", 1)) ** 2
     deviations = 3 * side**2 * (settings.samples > 1)
     recorded = sum(settings.record.due(t) for t in range(steps))
     return images * (4 * (values + deviations) + recorded * 3 * side**2)

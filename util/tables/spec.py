@@ -201,6 +201,8 @@ class Cell:
             task = {k: v for k, v in effective["task"].items() if k != "conditioning"}
             size = self.config.model.image_size
             effective = {"task": task, "baseline": self.row.baseline, "image_size": size}
+            if self.config.model.channels != 3:  # the measurement is grey, too
+                effective["channels"] = self.config.model.channels
         effective |= {"plugins": marks} if (marks := plugin_marks()) else {}
         return settings_hash({**effective, "measurement_seed": self.measurement_seed})
 
