@@ -9,6 +9,7 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from models.check_prior import VALIDATION_TIMESTEPS, main, validation_loss
 from models.memory import neighbours, read_split
 from tests.tiny import SIZE, TinyRun, write_images
+from tests.tiny_run import MODEL, write_configs
 
 
 def test_validation_loss_of_a_network_that_predicts_no_noise():
@@ -65,3 +66,36 @@ def test_samples_beside_their_nearest_photographs(tmp_path, capsys):
     assert len(find_images(photos)) == 14
     assert main([*options, "--training", str(photos), "--holdout", "5"]) == 2
     assert "fewer than 10 photographs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", [{"class_cond": True}, {"prior": "diffusers"}])
+def test_priors_of_other_kinds(tmp_path, capsys, model):
+    """Class-conditional ones are told a class; those with a process of their own keep it."""
+    if "prior" in model:
+        diffusers = pytest.importorskip("diffusers")
+        network = diffusers.UNet2DModel(
+            sample_size=32,
+            in_channels=1,
+            out_channels=1,
+            layers_per_block=1,
+            block_out_channels=(8,),
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            norm_num_groups=4,
+            attention_head_dim=8,
+        )
+        scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
+        diffusers.DDPMPipeline(network, scheduler).save_pretrained(tmp_path / "folder")
+        model = {**model, "model_path": str(tmp_path / "folder")}
+    else:
+        model = {**MODEL, **model}
+    write_configs(tmp_path, "super_resolution", model=model)
+    photos = write_images(tmp_path / "photos", ["a.png"])
+    options = ["--model_config", str(tmp_path / "model.yaml"), "--device", "cpu", "--sizes", "32"]
+    options += ["--photographs", str(photos), "--count", "1", "--respacing", "2"]
+    assert main([*options, "--save_dir", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    losses = {int(line.split()[0]): float(line.split()[1]) for line in lines}
+    if "prior" in model:  # v near 0 means eps_hat = sqrt(1 - acp) x_t
+        acp = GaussianDiffusion.create().alphas_cumprod[300]
+        assert acp**2 < losses[300] < acp
