@@ -98,7 +98,9 @@ class ConditioningMethod:
         raise NotImplementedError
 
 
-CONDITIONING: Registry[ConditioningMethod] = Registry("conditioning method")
+CONDITIONING: Registry[ConditioningMethod] = Registry(
+    "conditioning method", meant={"dps": "ps", "dps+": "ps+", "DPS": "ps", "DPS+": "ps+"}
+)
 
 
 def ancestral(move: Transition, t: int, noise: NoiseSource) -> Tensor:

@@ -13,12 +13,13 @@ from guided_diffusion.unet import UNetConfig, UNetModel
 from util.atomic import save_atomically
 from util.config.schema import parse_dataclass, read_yaml
 from util.errors import UserError
-from util.files import PROJECT, shown
+from util.files import INSTALLED, PROJECT, shown
 from util.logger import get_logger
 from util.tensor_files import is_plain, load_tensors
 
 # Published checkpoints: file name -> name for models.download.
 PUBLISHED = {"ffhq_10m.pt": "ffhq", "imagenet256.pt": "imagenet"}
+_DOWNLOAD = "dpps-download" if INSTALLED else "python -m models.download"
 _SHOWN_DIFFERENCES = 3
 
 
@@ -102,8 +103,8 @@ def unwrapped(state: Mapping[str, Any], expected: Collection[str], path: str | P
 
 def _how_to_get(path: Path) -> str:
     if path.name in PUBLISHED:
-        return f"; fetch it with: python -m models.download {PUBLISHED[path.name]}"
-    return "; set model.model_path to the file, or fetch one: python -m models.download --help"
+        return f"; fetch it with: {_DOWNLOAD} {PUBLISHED[path.name]}"
+    return f"; set model.model_path to the file, or fetch one: {_DOWNLOAD} --help"
 
 
 def load_model(config: UNetConfig, path: str | Path) -> UNetModel:

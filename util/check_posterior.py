@@ -26,6 +26,7 @@ if __package__ in (None, ""):  # run by its path: modules are found from the pro
 import argparse
 import io
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,12 +89,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "util.check_posterior", *words])
     folder = Path(args.out)
     _check_writable(folder)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         run_check(result)
     except KeyboardInterrupt:
         get_logger().error("interrupted; %s holds what was measured", folder)
         return 130
     finally:
+        signal.signal(signal.SIGTERM, before)
         if result.cases:
             write_files(folder, result, command)
     get_logger().info("wrote %s/%s.md, .json, .png", folder, _NAME)

@@ -15,6 +15,7 @@ from util.errors import UserError
 from util.hashing import stream_hash
 
 PROJECT = Path(__file__).resolve().parent.parent  # where this program and its configs lie
+INSTALLED = not (PROJECT / "pyproject.toml").is_file()  # not a clone: its commands are dpps-...
 LARGEST = 4 << 30  # bytes of a photograph, mask, kernel or config
 
 

@@ -43,6 +43,9 @@ class Registry(Generic[T]):
 
     kind: str
     provided: frozenset[str] = frozenset()
+    meant: Mapping[str, str] = field(
+        default_factory=dict
+    )  # other names -> what people mean by them
     _entries: dict[str, Callable[..., T]] = field(default_factory=dict)
 
     def register(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
@@ -65,10 +68,9 @@ class Registry(Generic[T]):
         try:
             return self._entries[name]
         except (KeyError, TypeError):
-            prefix = f"{where}: " if where else ""
-            raise UserError(
-                f'{prefix}unknown {self.kind} "{name}"{did_you_mean(name, self._entries)}'
-            ) from None
+            prefix, meant = f"{where}: " if where else "", self.meant.get(str(name))
+            hint = f' (did you mean "{meant}"?)' if meant else did_you_mean(name, self._entries)
+            raise UserError(f'{prefix}unknown {self.kind} "{name}"{hint}') from None
 
     def keys(self, name: str) -> Mapping[str, ConfigKey]:
         """Config keys of the entry called `name`."""

@@ -93,7 +93,10 @@ class _Folder:
             if value is not None:
                 return place, value
         where = " or ".join(place + file for place in places)
-        raise UserError(f"{self.name}: holds no {where}; is it a model of another kind?")
+        advice = "is it a model of another kind?"
+        if places is _PLACES[1]:
+            advice = "save the scheduler in it, too: DDPMScheduler(...).save_pretrained(FOLDER)"
+        raise UserError(f"{self.name}: holds no {where}; {advice}")
 
     @cached_property
     def weights(self) -> list[Path]:

@@ -22,7 +22,7 @@ def parse_args(argv: list[str] | None, text: str) -> argparse.Namespace:
     if args.batch_size is None:
         args.batch_size = "auto" if args.fast else "1"
     args.batch_size = _batch_size(args.batch_size)
-    for name, least in (("limit", 1), ("gpu", 0), ("border", 0), ("samples", 1)):
+    for name, least in (("limit", 1), ("gpu", 0), ("border", 0), ("samples", 1), ("steps", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: must be at least {least}")

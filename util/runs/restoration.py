@@ -237,6 +237,10 @@ class Restoration:
         size = (operator.context.height, operator.context.width)
         if size in self._starts and not operator.differs_by_image:
             return self._starts[size]
+        if not self._starts and self.prior.num_steps is not None:
+            get_logger().info(
+                "finding where sampling can begin: seconds, for large images a minute"
+            )
         border = self.dataset.border
         tried = FramedOperator(operator, Frame(*size, *size), border) if border else operator
         start = self.prior.start_timestep(self.method, tried, self.builder.noiser)
