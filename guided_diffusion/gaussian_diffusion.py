@@ -133,7 +133,7 @@ class GaussianDiffusion:
 
     timesteps: np.ndarray
     betas: np.ndarray
-    original_steps: int = 1000
+    all_alphas_cumprod: np.ndarray  # of the process before any respacing, float64
     model_mean_type: str = "epsilon"
     model_var_type: str = "learned_range"
     dynamic_threshold: bool = False
@@ -141,8 +141,6 @@ class GaussianDiffusion:
     rescale_timesteps: bool = False
     # How x0_hat is limited where clip_denoised and dynamic_threshold do not say it
     x0_limit: Callable[[Tensor], Tensor] | None = None
-    # Of the process before any respacing, float64 [original_steps]; filled in by `from_betas`
-    all_alphas_cumprod: np.ndarray | None = None
 
     @classmethod
     def create(
@@ -159,15 +157,17 @@ class GaussianDiffusion:
     @classmethod
     def from_betas(cls, betas: np.ndarray, kept: np.ndarray, **options: Any) -> "GaussianDiffusion":
         """The process with these betas, float64 [T], cut to the timesteps `kept`, ascending."""
-        steps, cumulative = len(betas), np.cumprod(1 - betas)
-        whole = cls(np.arange(steps), betas, steps, all_alphas_cumprod=cumulative, **options)
-        return whole.keep(kept)
+        return cls(np.arange(len(betas)), betas, np.cumprod(1 - betas), **options).keep(kept)
 
     def keep(self, steps: np.ndarray) -> "GaussianDiffusion":
         """The shorter process that visits only these steps (ascending) of this one."""
         cumulative = self.alphas_cumprod[steps]
         before = np.concatenate([[1.0], cumulative[:-1]])
         return replace(self, timesteps=self.timesteps[steps], betas=1 - cumulative / before)
+
+    @property
+    def original_steps(self) -> int:
+        return len(self.all_alphas_cumprod)
 
     @property
     def num_timesteps(self) -> int:
@@ -302,11 +302,9 @@ class GaussianDiffusion:
         level: the network is told the timestep, a fraction between those it was trained on, whose
         sqrt((1 - acp) / acp) is sigma. A level beyond the first or last timestep's counts as that.
         """
-        acp = self.alphas_cumprod if self.all_alphas_cumprod is None else self.all_alphas_cumprod
-        original = self.timesteps if self.all_alphas_cumprod is None else np.arange(len(acp))
-        levels = 0.5 * np.log(1 / acp - 1)
+        levels = 0.5 * np.log(1 / self.all_alphas_cumprod - 1)
         level = np.clip(math.log(max(sigma, _LEAST_LEVEL)), levels[0], levels[-1])
-        timestep = float(np.interp(level, levels, original))
+        timestep = float(np.interp(level, levels, np.arange(len(levels))))
         if abs(timestep - round(timestep)) < _SAME_TIMESTEP:  # what rounding did to it
             timestep = round(timestep)
         if self.rescale_timesteps:

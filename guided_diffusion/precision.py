@@ -202,8 +202,9 @@ class AcceleratedNetwork:
         self.channels_last = _lay_out(network, execution, device)
         dtype = PRECISIONS[execution.precision or "fp32"]
         self._autocast = None
-        if isinstance(network, UNetModel):
-            network.set_precision(dtype)
+        set_precision: Any = getattr(network, "set_precision", None)
+        if set_precision is not None:
+            set_precision(dtype)
         elif dtype != torch.float32:
             self._autocast = torch.autocast(device.type, dtype)
         self.compile = execution.compile

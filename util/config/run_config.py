@@ -10,7 +10,7 @@ from data.dataloader import DATASETS
 from data.masks import MaskConfig
 from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.gaussian_diffusion import SAMPLERS, SCHEDULES, GaussianDiffusion
-from guided_diffusion.measurements import OPERATORS
+from guided_diffusion.measurements import OPERATORS, Operator, OperatorContext
 from guided_diffusion.noise_models import NOISES
 from guided_diffusion.posterior_mean_variance import (
     MEAN_TYPES,
@@ -363,6 +363,12 @@ def parse_named(registry: Any, raw: Any, where: str) -> Component:
     section = _section(raw, where, {"name"}, None)
     rest = {k: v for k, v in section.items() if k != "name"}
     return parse_component(registry, section["name"], rest, where)
+
+
+def build_part(section: Any, context: OperatorContext) -> Operator:
+    """The operator in a section of `parts`, for OperatorContext.build_part."""
+    part = parse_named(OPERATORS, section, "measurement.operator: parts")
+    return part.build(OPERATORS, context=context)
 
 
 def _section(

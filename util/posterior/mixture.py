@@ -8,13 +8,13 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.measurements import LinearOperator
 from guided_diffusion.natural_images import NaturalImages
+from guided_diffusion.noise_levels import NoiseLevels
 
 
 class ExactDenoiser:
@@ -29,12 +29,13 @@ class ExactDenoiser:
         self._images = NaturalImages((channels, height, width), means)
         self._log_weights = weights.log().to(means)
         self._means = self._images.coefficients(means)
-        acp = diffusion.alphas_cumprod
-        self._levels = torch.as_tensor(0.5 * np.log(1 / acp - 1)).to(means)
+        self._levels = NoiseLevels(torch.from_numpy(diffusion.alphas_cumprod))
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """eps [B, 3, H, W] for x_t [B, 3, H, W], original timesteps t [B], fractions included."""
-        a, b = (s.view(-1, 1, 1, 1) for s in self._scales(t))
+        sigma = self._levels.sigmas(t, x_t).view(-1, 1, 1, 1)
+        a = (1 + sigma**2).rsqrt()
+        b = sigma * a
         c = self._images.coefficients(x_t)
         # eps = b (a^2 V + b^2)^-1 (x_t - a E[m_k | x_t]), by Tweedie's formula
         variances = a**2 * self._images.variances + b**2
@@ -46,15 +47,6 @@ class ExactDenoiser:
         gap = (c[:, None] - a[:, None] * self._means).square() / variances[:, None]
         share = (self._log_weights - 0.5 * gap.flatten(2).sum(2)).softmax(1)
         return torch.einsum("bk,kchw->bchw", share, self._means)
-
-    def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(acp) and sqrt(1 - acp); between timesteps log sqrt((1 - acp) / acp) is linear, as
-        `GaussianDiffusion.denoise` has it."""
-        t = t.to(self._levels)
-        low = t.floor().long().clamp(0, len(self._levels) - 1)
-        high = (low + 1).clamp(max=len(self._levels) - 1)
-        level = torch.lerp(self._levels[low], self._levels[high], t - low)
-        return (-2 * level).sigmoid().sqrt(), (2 * level).sigmoid().sqrt()
 
 
 class ModePosterior:

@@ -7,10 +7,10 @@ from typing import Any
 
 from data.masks import MaskConfig
 from guided_diffusion.condition_methods import CONDITIONING, ConditioningMethod
-from guided_diffusion.measurements import OPERATORS, LinearOperator, Operator, OperatorContext
+from guided_diffusion.measurements import OPERATORS, LinearOperator, OperatorContext
 from guided_diffusion.noise_models import LEAST_SIGMA
 from util.config.overrides import apply_overrides
-from util.config.run_config import parse_named, tuned
+from util.config.run_config import build_part, parse_named, tuned
 from util.config.schema import parse_component, parse_dataclass, read_yaml
 from util.config.shipped import find_config
 from util.errors import UserError
@@ -60,7 +60,7 @@ class OperatorSpec:
     def build(self, context: OperatorContext) -> LinearOperator:
         """The operator, bound to one image; UserError for one that is not linear."""
         component = parse_named(OPERATORS, self.operator, f'operator "{self.name}"')
-        context = replace(context, mask=self.mask_opt, build_part=_build_part)
+        context = replace(context, mask=self.mask_opt, build_part=build_part)
         operator = component.build(OPERATORS, context=context)
         if not isinstance(operator, LinearOperator):
             raise UserError(
@@ -69,10 +69,6 @@ class OperatorSpec:
             )
         bound: Any = operator.bind([ImageKey(context.seed, self.name)])
         return bound
-
-
-def _build_part(section: Any, context: OperatorContext) -> Operator:
-    return parse_named(OPERATORS, section, "chain").build(OPERATORS, context=context)
 
 
 @dataclass(frozen=True)

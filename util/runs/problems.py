@@ -23,7 +23,7 @@ from guided_diffusion.problem import Problem, WholeImage
 from guided_diffusion.sampling import Prior
 from guided_diffusion.tiling import TiledModel, Tiling, WindowExtent, distance_factor
 from models.kernel_wizard import load_kernel_wizard
-from util.config.run_config import RunConfig, parse_named
+from util.config.run_config import RunConfig, build_part
 from util.errors import UserError
 from util.img_utils import to_colour, to_grey
 from util.logger import get_logger
@@ -137,11 +137,6 @@ def _is_constant(values: Tensor) -> bool:
     return bool((values == values[:, :1]).all()) if values.numel() else True
 
 
-def _build_part(section: Any, context: OperatorContext) -> Operator:
-    part = parse_named(OPERATORS, section, "measurement.operator: parts")
-    return part.build(OPERATORS, context=context)
-
-
 class ProblemBuilder:
     """Measures the images of `dataset` and poses them as problems.
 
@@ -180,7 +175,7 @@ class ProblemBuilder:
             channels=self.channels,
             mask=self.config.task.mask_opt,
             load_network=load_kernel_wizard,
-            build_part=_build_part,
+            build_part=build_part,
         )
         operator = self.config.task.operator.build(OPERATORS, context=context)
         self._in_use[height, width] = operator
