@@ -13,7 +13,6 @@ from util.config.schema import Component
 from util.metrics.base import get_metric
 from util.statistics import Mean, Paired
 from util.tables.measure import CellResult, TableResult
-from util.tables.spec import Published, PublishedRow
 
 _DASH = "-"
 _CSV_COLUMNS = (
@@ -32,55 +31,71 @@ class Entry:
     place: int = 0
 
 
-Grid = list[list[Entry]]
+@dataclass(frozen=True)
+class Column:
+    """One figure of every method. `task` and `what`: "SR x4" and "PSNR (dB)"; costs are of no
+    task. `paired`: the row `compare` minus this one, where that can be said."""
+
+    task: str
+    what: str
+    entries: Sequence[Entry]
+    published: Sequence[str]
+    paired: Sequence[str] | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.task}: {self.what}" if self.task else self.what
+
+
 _NFE = "NFE"
+_STEADY = "std over seeds"
+_LEAST_IMAGES = 8  # an interval from fewer says nothing
 
 
-def _head(task: str, metric: str) -> str:
-    return f"{task}: {get_metric(metric).head}"
-
-
-def grid(table: TableResult) -> tuple[list[str], Grid]:
-    """Column titles and entries: the name, task by task the metrics, seconds and evaluations."""
-    columns: list[tuple[str, list[Entry]]] = []
-    rows = table.cells
-    columns.append(("Method", [Entry(row[0].cell.row.name) for row in rows]))
+def columns(table: TableResult) -> list[Column]:
+    """Task by task the metrics, then seconds and evaluations."""
+    found: list[Column] = []
+    published = [row for source in table.spec.published for row in source.rows]
+    reference = _reference(table)
     for i, task in enumerate(table.spec.tasks):
-        column = [row[i] for row in rows]
-        for metric in table.metrics:
-            columns.append((_head(task.name, metric), _ranked(table, column, metric)))
-        if any(c.steadiness for c in column):
-            columns.append((f"{task.name}: std over seeds", _steady(table, column)))
-    columns.append(("s/image", [_average(row, "seconds", 2) for row in rows]))
-    columns.append((_NFE, [_average(row, "evaluations", 0) for row in rows]))
-    columns.append(("with gradient", [_average(row, "gradients", 0) for row in rows]))
-    entries = [list(line) for line in zip(*(entries for _, entries in columns), strict=True)]
-    return [title for title, _ in columns], entries
+        cells = [row[i] for row in table.cells]
+        for name in table.metrics:
+            metric = get_metric(name)
+            values = [row.values.get(task.name, {}).get(name) for row in published]
+            texts = [_DASH if v is None else f"{v:.{metric.digits}f}" for v in values]
+            paired = None
+            if reference is not None and not metric.of_sets:
+                paired = [
+                    _paired(reference[i].against(cell, name), metric.digits) for cell in cells
+                ]
+            entries = _ranked(table, cells, name)
+            found.append(Column(task.name, metric.head, entries, texts, paired))
+        if any(c.steadiness for c in cells):
+            found.append(
+                Column(task.name, _STEADY, _steady(table, cells), [_DASH] * len(published))
+            )
+    for what, attribute, digits in (
+        ("s/image", "seconds", 2),
+        (_NFE, "evaluations", 0),
+        ("with gradient", "gradients", 0),
+    ):
+        nfe = [row.nfe if what == _NFE else None for row in published]
+        texts = [_DASH if n is None else str(n) for n in nfe]
+        entries = [_average(row, attribute, digits) for row in table.cells]
+        found.append(Column("", what, entries, texts))
+    return found
 
 
-def published_grid(table: TableResult, head: Sequence[str]) -> list[list[str]]:
-    """Rows of figures that others published, under the column titles `head` of `grid`."""
-    return [
-        _published_line(table, head, label, source, row)
-        for label, source in zip(string.ascii_lowercase, table.spec.published, strict=False)
-        for row in source.rows
-    ]
+def _reference(table: TableResult) -> Sequence[CellResult] | None:
+    return next((r for r in table.cells if r[0].cell.row.name == table.spec.compare), None)
 
 
-def _published_line(
-    table: TableResult, head: Sequence[str], label: str, source: Published, row: PublishedRow
-) -> list[str]:
-    texts = {
-        _head(task, metric): f"{value:.{get_metric(metric).digits}f}"
-        for task, values in row.values.items()
-        for metric, value in values.items()
-    }
-    texts["Method"] = f"{row.name} [{label}]"
-    if source.sigma is not None:
-        texts["Method"] += f", sigma {source.sigma:g}"
-    if row.nfe is not None:
-        texts[_NFE] = str(row.nfe)
-    return [texts.get(title, _DASH) for title in head]
+def _published_names(table: TableResult) -> list[str]:
+    names = []
+    for label, source in zip(string.ascii_lowercase, table.spec.published, strict=False):
+        noise = "" if source.sigma is None else f", sigma {source.sigma:g}"
+        names += [f"{row.name} [{label}]{noise}" for row in source.rows]
+    return names
 
 
 def _ranked(table: TableResult, column: Sequence[CellResult], metric: str) -> list[Entry]:
@@ -129,33 +144,11 @@ def _average(row: Sequence[CellResult], what: str, digits: int) -> Entry:
     return Entry(f"{np.mean(values):.{digits}f}" if values else _DASH)
 
 
-def paired_grid(table: TableResult) -> tuple[list[str], list[list[str]]] | None:
-    """The row `compare` minus the others, with confidence intervals; None without `compare`."""
-    spec = table.spec
-    reference = next((r for r in table.cells if r[0].cell.row.name == spec.compare), None)
-    metrics = [m for m in table.metrics if not get_metric(m).of_sets]
-    if reference is None:
-        return None
-    head = [f"{spec.compare} minus"]
-    head += [f"{task.name}: {get_metric(m).head}" for task in spec.tasks for m in metrics]
-    lines = []
-    for row in table.cells:
-        if row is reference:
-            continue
-        cells = [
-            _paired(ours.against(theirs, m), get_metric(m).digits)
-            for ours, theirs in zip(reference, row, strict=True)
-            for m in metrics
-        ]
-        lines.append([row[0].cell.row.name, *cells])
-    return head, lines
-
-
 def _paired(paired: Paired | None, digits: int) -> str:
     if paired is None:
         return _DASH
     text = f"{paired.difference:+.{digits}f}"
-    if paired.low is None:
+    if paired.low is None or paired.n < _LEAST_IMAGES:
         return text
     return f"{text} [{paired.low:+.{digits}f}, {paired.high:+.{digits}f}]"
 
@@ -255,29 +248,69 @@ def _markdown_rows(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[
     return [f"| {' | '.join(line)} |" for line in (head, rule, *lines)]
 
 
+def _parts(table: TableResult) -> list[tuple[str, list[Column]]]:
+    """The columns of each printed table and its title: with several tasks one table for each
+    metric, so that a page holds it; costs stand in the first."""
+    found = columns(table)
+    if len(table.spec.tasks) == 1:
+        return [("", found)]
+    titles = list(dict.fromkeys(c.what for c in found if c.task))
+    parts = [(title, [c for c in found if c.task and c.what == title]) for title in titles]
+    parts[0][1].extend(c for c in found if not c.task)
+    return parts
+
+
+def _head(title: str, shown: Sequence[Column]) -> list[str]:
+    return [c.task if title and c.task else c.title for c in shown]
+
+
 def markdown(table: TableResult, figure: str | None = None) -> str:
-    """The table, its footnotes, paired differences and the figure."""
-    head, entries = grid(table)
-    parts = [f"## {table.spec.title}", ""]
-    lines = [[_markdown_entry(e) for e in line] for line in entries]
-    published = published_grid(table, head)
-    if published:
-        lines.append([f"*{_PUBLISHED_TITLE}:*", *[""] * (len(head) - 1)])
-        lines += [[_italic(text) for text in line] for line in published]
-    parts += _markdown_rows(head, lines)
-    parts += ["", *(line for note in footnotes(table) for line in (note, ""))]
-    paired = paired_grid(table)
-    if paired is not None:
-        parts += [
-            "Paired differences on the same photographs and seeds, with 95% confidence intervals "
-            "(Student's t over the photographs):",
-            "",
-            *_markdown_rows(*paired),
-            "",
+    """The tables, their footnotes, paired differences and the figure."""
+    lines = [f"## {table.spec.title}", ""]
+    names = [row[0].cell.row.name for row in table.cells]
+    for title, shown in _parts(table):
+        lines += [f"### {title}", ""] if title else []
+        body = [
+            [name, *(_markdown_entry(c.entries[i]) for c in shown)] for i, name in enumerate(names)
         ]
+        published = [
+            [_italic(name), *(_italic(c.published[i]) for c in shown)]
+            for i, name in enumerate(_published_names(table))
+            if any(c.published[i] != _DASH for c in shown if c.task)
+        ]
+        if published:
+            body += [[f"*{_PUBLISHED_TITLE}:*", *[""] * len(shown)], *published]
+        lines += [*_markdown_rows(["Method", *_head(title, shown)], body), ""]
+    lines += [line for note in footnotes(table) for line in (note, "")]
+    lines += _paired_parts(table, names)
     if figure is not None:
-        parts += [f"![{table.spec.title}]({figure})", ""]
-    return "\n".join(parts)
+        lines += [f"![{table.spec.title}]({figure})", ""]
+    return "\n".join(lines)
+
+
+def _paired_parts(table: TableResult, names: Sequence[str]) -> list[str]:
+    compare = table.spec.compare
+    if _reference(table) is None:
+        return []
+    interval = (
+        ", with 95% confidence intervals (Student's t over the photographs)"
+        if len(table.names) >= _LEAST_IMAGES
+        else f"; no intervals, which need {_LEAST_IMAGES} photographs"
+    )
+    lines = [f"Paired differences on the same photographs and seeds{interval}:", ""]
+    for title, shown in _parts(table):
+        compared = [(c, c.paired) for c in shown if c.paired is not None]
+        if not compared:
+            continue
+        head = [f"{compare} minus", *_head(title, [c for c, _ in compared])]
+        body = [
+            [name, *(paired[i] for _, paired in compared)]
+            for i, name in enumerate(names)
+            if name != compare
+        ]
+        lines += [f"{title}:", ""] if title else []
+        lines += [*_markdown_rows(head, body), ""]
+    return lines
 
 
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -294,10 +327,9 @@ def _escape(text: str) -> str:
 def latex(table: TableResult) -> str:
     """A `tabular` for the booktabs package (and xcolor, where there are published figures), tasks
     as column groups; the noise below it, other footnotes as comments."""
-    head, entries = grid(table)
-    tasks = table.spec.tasks
-    groups = [sum(h.startswith(f"{task.name}: ") for h in head) for task in tasks]
-    rest = len(head) - 1 - sum(groups)
+    found, tasks = columns(table), table.spec.tasks
+    groups = [sum(c.task == task.name for c in found) for task in tasks]
+    rest = len(found) - sum(groups)
     top = [""] + [
         f"\\multicolumn{{{n}}}{{c}}{{{_escape(t.name)}}}"
         for n, t in zip(groups, tasks, strict=True)
@@ -306,23 +338,26 @@ def latex(table: TableResult) -> str:
     for n in groups:
         rules.append(f"\\cmidrule(lr){{{first}-{first + n - 1}}}")
         first += n
-    titles = [_escape(h.split(": ", 1)[-1]) for h in head]
+    titles = ["Method", *(_escape(c.what) for c in found)]
     wrap: dict[int, Callable[[str], str]] = {
         1: lambda s: f"\\textbf{{{s}}}",
         2: lambda s: f"\\underline{{{s}}}",
     }
-    body = [
-        " & ".join(wrap.get(e.place, str)(_escape(e.text)) for e in line) + " \\\\"
-        for line in entries
-    ]
-    published = published_grid(table, head)
+    body = []
+    for i, row in enumerate(table.cells):
+        entries = [c.entries[i] for c in found]
+        figures = [wrap.get(e.place, str)(_escape(e.text)) for e in entries]
+        body.append(" & ".join([_escape(row[0].cell.row.name), *figures]) + " \\\\")
+    published = _published_names(table)
     if published:
-        grey = "\\textcolor{gray}"
         body.append("\\midrule")
-        body += [" & ".join(f"{grey}{{{_escape(t)}}}" for t in p) + " \\\\" for p in published]
+    for i, name in enumerate(published):
+        texts = [name, *(c.published[i] for c in found)]
+        body.append(" & ".join(f"\\textcolor{{gray}}{{{_escape(t)}}}" for t in texts) + " \\\\")
     needed = ["booktabs", *(["xcolor"] if published else [])]
+    whole = f"\\multicolumn{{{len(found) + 1}}}{{p{{\\linewidth}}}}"
     below = [
-        f"\\multicolumn{{{len(head)}}}{{p{{\\linewidth}}}}{{\\footnotesize {_escape(note)}}} \\\\"
+        f"{whole}{{\\footnotesize {_escape(note)}}} \\\\"
         for note in (*noise_notes(table), *published_notes(table))
     ]
     comments = [f"% {line}" for note in footnotes(table) for line in note.splitlines()]
@@ -330,7 +365,7 @@ def latex(table: TableResult) -> str:
         [
             f"% {table.spec.title}; needs \\usepackage{{{','.join(needed)}}}",
             *comments,
-            f"\\begin{{tabular}}{{l{'c' * (len(head) - 1)}}}",
+            f"\\begin{{tabular}}{{l{'c' * len(found)}}}",
             "\\toprule",
             " & ".join(top + [""] * rest) + " \\\\",
             " ".join(rules),

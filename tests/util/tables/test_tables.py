@@ -123,7 +123,11 @@ def test_a_table_and_its_files(table, capsys):
     markdown = (out / "small.md").read_text()
     assert "| - [1] |" in markdown
     assert "[1] DDNM+ needs an operator whose singular values" in markdown
-    assert "DPPS minus" in markdown
+    assert "### PSNR (dB)\n\n| Method | sr | blur | s/image | NFE | with gradient |" in markdown
+    compared = markdown[markdown.index("Paired differences") :]
+    assert "; no intervals, which need 8 photographs:" in compared
+    assert "| DPPS minus | sr | blur |" in compared
+    assert "[" not in compared.split("![")[0]
     latex = (out / "small.tex").read_text()
     for part in ("\\toprule", "\\midrule", "\\textbf{", "\\underline{", "\\multicolumn{2}{c}{sr}"):
         assert part in latex
@@ -211,6 +215,21 @@ def test_the_noise_is_part_of_every_rendering(table):
     assert (below < 128).any()  # text
 
 
+@pytest.mark.parametrize("images", [7, 8])
+def test_one_task_is_one_table_and_intervals_need_eight_images(table, images):
+    for i in range(images):
+        pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(table.parent / "data" / f"{i}.png")
+    spec = yaml.safe_load(table.read_text())
+    change(table, tasks=spec["tasks"][:1], rows=spec["rows"][:2], compare="classical")
+    run(table)
+    markdown = (table.parent / "out" / "small.md").read_text()
+    assert "| Method | sr: PSNR (dB) | sr: SSIM | s/image | NFE | with gradient |" in markdown
+    compared = markdown[markdown.index("Paired differences") :].split("![")[0]
+    assert "| classical minus | sr: PSNR (dB) | sr: SSIM |" in compared
+    assert (compared.count("[") == 2) == (images == 8)
+
+
 PUBLISHED = [
     {
         "source": "Doe & Roe 2020",
@@ -232,11 +251,14 @@ def test_published_figures_stand_below_ours_and_are_not_ranked(table):
     run(table, "--limit", "1")
     markdown = (table.parent / "out" / "small.md").read_text()
     lines = markdown.splitlines()
-    assert lines[: 2 + 2 + 5] == alone[: 2 + 2 + 5]  # title, head, rows: the same places
-    assert lines[9] == f"| *published, not measured here and not ranked:* |{'  |' * 7}"
-    assert lines[10] == "| *A\\|B [a], sigma 0.05* | *99.00* | - | - | - | - | *7* | - |"
-    assert lines[11] == "| *C [a], sigma 0.05* | - | - | - | *0.500* | - | - | - |"
-    assert lines[12] == "| *D [b]* | *1.00* | - | - | - | - | - | - |"
+    assert lines[: 4 + 2 + 5] == alone[: 4 + 2 + 5]  # titles, head, rows: the same places
+    assert lines[2] == "### PSNR (dB)"
+    assert lines[11] == f"| *published, not measured here and not ranked:* |{'  |' * 5}"
+    assert lines[12] == "| *A\\|B [a], sigma 0.05* | *99.00* | - | - | *7* | - |"
+    assert lines[13:15] == ["| *D [b]* | *1.00* | - | - | - | - |", ""]
+    ssim = lines[lines.index("### SSIM") :]
+    assert ssim[9] == "| *published, not measured here and not ranked:* |  |  |"
+    assert ssim[10:12] == ["| *C [a], sigma 0.05* | - | *0.500* |", ""]
     assert (
         "[a] Doe & Roe 2020; noise sigma 0.05 on the range [-1, 1], which is 0.025 on [0, 1]. That "
         "is not the noise of this table in sr; blur. 50 images."
