@@ -8,13 +8,13 @@ Examples:
 
   # Your photographs, three seeds, another size
   python -m util.make_table configs/tables/demo.yaml --data_root PHOTOGRAPHS --seeds 0 1 2 \\
-      --set model.image_size=256 --set diffusion.timestep_respacing=100
+      --set model.image_size=256 --set diffusion.num_steps=50
 
   # Cells divided between eight GPUs; a paper's table is one job
   torchrun --nproc_per_node=8 -m util.make_table configs/tables/ffhq.yaml --data_root FFHQ
 
   # Several tables and one document about them
-  python -m util.make_table configs/tables/ablation_*.yaml --report docs/results.md
+  python -m util.make_table configs/tables/faces64*.yaml --data_root FACES --report faces.md
 
 Finished images are kept in --cache and used again by every table that needs them, also after an
 interruption: the same command goes on where it stopped. Images are known by their names: if a
@@ -62,6 +62,7 @@ from util.tables.render import latex, markdown, to_csv
 from util.tables.spec import TableSpec, check_spec, load_spec
 
 _JPEG_QUALITY = 85
+_MARK = "<!-- util.make_table --report writes what follows, and keeps what stands above -->"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -155,10 +156,15 @@ def report(
     device: torch.device,
     fast: bool,
 ) -> None:
-    """One document with all tables; figures are written beside it."""
+    """One document with all tables; figures are written beside it. What was written by hand above
+    the mark of an earlier one is kept."""
+    before, marked, _ = (
+        path.read_text(encoding="utf-8").partition(_MARK) if path.exists() else [""] * 3
+    )
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     parts = [
-        "# Results",
+        before if marked else "# Results\n\n",
+        _MARK,
         "",
         "Measured by this program; `python -m util.make_table` wrote this file:",
         "",
@@ -182,7 +188,7 @@ def report(
                 "    " + cell.command(table.spec.seeds[0], table.spec.limit, fast),
                 "",
             ]
-    write(path, "\n".join(parts))
+    write(path, parts[0] + "\n".join(parts[1:]))
     get_logger().info("wrote %s", path)
 
 

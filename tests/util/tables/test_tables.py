@@ -528,6 +528,10 @@ def test_report_and_commands(table):
     assert f"cpu, torch {torch.__version__}" in text
     assert "Photographs: 0.png." in text
     assert Image.open(report.parent / "results_small.jpg").format == "JPEG"
+    assert text.startswith("# Results\n")
+    report.write_text(text.replace("# Results\n", "# Mine\n\nWhat I think of it.\n", 1))
+    assert run(table, "--limit", "1", f"--report={report}") == 0
+    assert report.read_text() == text.replace("# Results\n", "# Mine\n\nWhat I think of it.\n", 1)
     assert "--set" in (table.parent / "out" / "small_commands.txt").read_text()
 
 
