@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guided_diffusion.cosines import dct2, inverse_dct2
 from guided_diffusion.measurements import OPERATORS, LinearOperator, OperatorContext
-from guided_diffusion.natural_images import dct, inverse_dct
 from util.errors import UserError
 from util.randomness import numpy_stream
 
@@ -55,10 +55,10 @@ class Projections(LinearOperator):
         self.chosen = torch.from_numpy(chosen).to(context.device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return dct(dct(self.signs * x).mT).mT.flatten(-2)[..., self.chosen]
+        return dct2(self.signs * x).flatten(-2)[..., self.chosen]
 
     def adjoint(self, y: Tensor) -> Tensor:
         c = torch.zeros(*y.shape[:-1], self.signs.numel(), dtype=y.dtype, device=y.device)
         c[..., self.chosen] = y
         c = c.unflatten(-1, self.signs.shape)
-        return self.signs * inverse_dct(inverse_dct(c).mT).mT
+        return self.signs * inverse_dct2(c)

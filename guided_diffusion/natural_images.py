@@ -6,7 +6,6 @@ photographs of 256x256. With such a model the linear estimate of least squared e
 there for every linear operator and every noise, and its error can be told beforehand.
 """
 
-import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.conjugate_gradients import conjugate_gradients
+from guided_diffusion.cosines import dct2, inverse_dct2
 from guided_diffusion.noise_models import at_least
 
 # Variance of an orthonormal cosine coefficient at frequency f in cycles per pixel: POWER f^-SLOPE.
@@ -30,7 +30,6 @@ _SIGMAS = (0.5, 0.1, 0.03, 0.0)
 _ITERATIONS = 25  # at each sigma, at most
 _TOLERANCE = 1e-7
 _PIXELS = 2**16  # of the images that an error is measured on
-_MATRICES = 512  # pixels: up to this side a cosine transform is faster as a product with a matrix
 _BLOCK = 8  # pixels: errors count by their energy in squares of this side
 
 
@@ -62,25 +61,14 @@ class NaturalImages:
         frequency[0, 0] = 1 / (4 * max(height, width))
         power = torch.tensor(powers, dtype=torch.float64)[:, None, None]
         self.variances = (power * _POWER * frequency**-_SLOPE).to(like)
-        small = max(height, width) <= _MATRICES
-        self._cosines = (_cosines(height, like), _cosines(width, like)) if small else None
 
     def coefficients(self, x: Tensor) -> Tensor:
         """Images -> coefficients, both [B, C, H, W]; an orthogonal transform."""
-        c = _mixed(self._colours, x)
-        if self._cosines is None:
-            return dct(dct(c).mT).mT
-        (down, _), (_, across) = self._cosines
-        return down @ c @ across
+        return dct2(_mixed(self._colours, x))
 
     def image(self, c: Tensor) -> Tensor:
         """The way back."""
-        if self._cosines is None:
-            x = inverse_dct(inverse_dct(c).mT).mT
-        else:
-            (_, down), (across, _) = self._cosines
-            x = down @ c @ across
-        return _mixed(self._colours.T, x)
+        return _mixed(self._colours.T, inverse_dct2(c))
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """`count` images, most values in [-1, 1]."""
@@ -90,42 +78,6 @@ class NaturalImages:
 
 def _mixed(colours: Tensor, x: Tensor) -> Tensor:
     return (colours @ x.flatten(2)).view(x.shape)
-
-
-def _cosines(n: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The cosines as rows and as columns, both [n, n] and contiguous."""
-    columns = dct(torch.eye(n, dtype=torch.float64)).to(like)
-    return columns.T.contiguous(), columns
-
-
-def dct(x: Tensor) -> Tensor:
-    """Orthonormal cosine transform (DCT-II) of the last dimension (Makhoul 1980)."""
-    n = x.shape[-1]
-    folded = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
-    return (torch.fft.fft(folded) * _turns(n, x)).real * _norms(n, x)
-
-
-def inverse_dct(c: Tensor) -> Tensor:
-    """The inverse of `dct`."""
-    n = c.shape[-1]
-    c = c / _norms(n, c)
-    mirrored = torch.cat([torch.zeros_like(c[..., :1]), c[..., 1:].flip(-1)], dim=-1)
-    folded = torch.fft.ifft(torch.complex(c, -mirrored) * _turns(n, c).conj()).real
-    x = torch.empty_like(c)
-    half = (n + 1) // 2
-    x[..., ::2], x[..., 1::2] = folded[..., :half], folded[..., half:].flip(-1)
-    return x
-
-
-def _turns(n: int, like: Tensor) -> Tensor:
-    angles = torch.arange(n, device=like.device, dtype=like.dtype) * (-math.pi / (2 * n))
-    return torch.polar(torch.ones_like(angles), angles)
-
-
-def _norms(n: int, like: Tensor) -> Tensor:
-    norms = torch.full((n,), math.sqrt(2 / n), device=like.device, dtype=like.dtype)
-    norms[0] = math.sqrt(1 / n)
-    return norms
 
 
 def wiener(

@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
-import scipy.fft
 import torch
 
 from data.masks import MaskConfig
-from guided_diffusion import natural_images
 from guided_diffusion.condition_methods import ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.measurements import (
@@ -16,9 +14,7 @@ from guided_diffusion.measurements import (
 )
 from guided_diffusion.natural_images import (
     NaturalImages,
-    dct,
     expected_error,
-    inverse_dct,
     wiener,
 )
 from guided_diffusion.noise_models import GaussianNoise
@@ -31,14 +27,6 @@ SHAPE = (3, HEIGHT, WIDTH)
 LIKE = torch.empty(0, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 12])
-def test_cosine_transform(length):
-    x = torch.randn(3, length, dtype=torch.float64)
-    expected = scipy.fft.dct(x.numpy(), norm="ortho")
-    torch.testing.assert_close(dct(x), torch.from_numpy(expected))
-    torch.testing.assert_close(inverse_dct(dct(x)), x)
-
-
 def test_images_and_coefficients():
     images = NaturalImages(SHAPE, LIKE)
     x = torch.randn(2, 3, HEIGHT, WIDTH, dtype=torch.float64)
@@ -48,15 +36,6 @@ def test_images_and_coefficients():
     drawn = images.draw(2000, torch.Generator().manual_seed(1))
     found = images.coefficients(drawn).var(0)
     assert (found / images.variances).log().abs().max() < 0.2
-
-
-def test_large_images_have_the_same_transform(monkeypatch):
-    x = torch.randn(2, 3, HEIGHT, WIDTH, dtype=torch.float64)
-    small = NaturalImages(SHAPE, LIKE)
-    monkeypatch.setattr(natural_images, "_MATRICES", HEIGHT - 1)
-    large = NaturalImages(SHAPE, LIKE)
-    torch.testing.assert_close(large.coefficients(x), small.coefficients(x))
-    torch.testing.assert_close(large.image(x), small.image(x))
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.5])

@@ -239,7 +239,7 @@ class Restoration:
             return self._starts[size]
         if not self._starts and self.prior.num_steps is not None:
             get_logger().info(
-                "finding where sampling can begin: seconds, for large images a minute"
+                "finding where sampling can begin: seconds, for large photographs minutes"
             )
         border = self.dataset.border
         tried = FramedOperator(operator, Frame(*size, *size), border) if border else operator
