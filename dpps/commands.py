@@ -1,7 +1,7 @@
 """The commands that an installation brings: dpps, dpps-metrics, dpps-table, dpps-posterior,
 dpps-train, dpps-download, dpps-export."""
 
-# Each imports its program when it is called: they are slow to load.
+# Each imports its program when it is called; torch is loaded after the arguments are read.
 
 
 def restore() -> int:

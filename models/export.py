@@ -11,125 +11,16 @@ scheduler_config.json and README.md, the model card. A model config takes it by
     model_path: my_prior
 """
 
-import dataclasses
-import json
 import sys
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from torch import Tensor
-
-from guided_diffusion.gaussian_diffusion import linear_betas
-from models.checkpoint import load_state, unwrapped
-from models.priors.guided_diffusion import GuidedDiffusionPrior
-from models.priors.hub import OWN_CLASS, WEIGHTS
-from util.atomic import save_atomically
 from util.cli import command_parser, report_errors
-from util.config.run_config import DiffusionConfig, load_diffusion_config, load_model_config
+from util.config.shipped import readable_config
 from util.errors import UserError
 from util.files import read_bytes, shown
 
-_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-_PREDICTIONS = {"epsilon": "epsilon", "start_x": "sample", "velocity": "v_prediction"}
 _LARGEST_CARD = 1 << 20
-
-
-def export(
-    model: GuidedDiffusionPrior, diffusion: DiffusionConfig, folder: Path, card: str | None = None
-) -> None:
-    """Write the prior into `folder`, which is made; files of the same names are replaced.
-
-    card: text of README.md; None: what the configs tell
-
-    Raises UserError for weights that do not fit the architecture, and for what such a folder cannot
-    say: classes, other schedules.
-    """
-    if model.class_cond:
-        raise UserError("class_cond: such a folder has no place for the class")
-    scheduler = _scheduler(diffusion, model.learn_sigma)
-    network = model.load()  # that the weights fit
-    stored = unwrapped(load_state(model.model_path), network.state_dict().keys(), model.model_path)
-    config = {"_class_name": OWN_CLASS, **dataclasses.asdict(model.unet)}
-    count = sum(p.numel() for p in network.parameters())
-    files = {
-        f"{WEIGHTS}.safetensors": _safetensors(stored),
-        "config.json": _json(config),
-        "scheduler_config.json": _json(scheduler),
-        "README.md": (card or _card(folder.name, model, scheduler, count)).encode(),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            save_atomically(folder / name, partial(_write, data))
-    except OSError as error:
-        raise UserError(f"{shown(folder)}: cannot be written ({error.strerror or error})") from None
-
-
-def _write(data: bytes, file: BinaryIO) -> None:
-    file.write(data)
-
-
-def _safetensors(state: Mapping[str, Tensor]) -> bytes:
-    try:
-        from safetensors.torch import save
-    except ImportError:
-        raise UserError("needs safetensors: pip install -r requirements-hub.txt") from None
-    return save({name: value.contiguous() for name, value in state.items()})
-
-
-def _scheduler(diffusion: DiffusionConfig, learns_variance: bool) -> dict[str, Any]:
-    """What a scheduler_config.json says of this process."""
-    if diffusion.noise_schedule not in _SCHEDULES or diffusion.model_mean_type not in _PREDICTIONS:
-        raise UserError(
-            f"noise_schedule {diffusion.noise_schedule} and model_mean_type "
-            f"{diffusion.model_mean_type} have no name in a scheduler_config.json"
-        )
-    if diffusion.rescale_timesteps or diffusion.dynamic_threshold:
-        raise UserError("rescale_timesteps and dynamic_threshold have no name in diffusers")
-    betas = linear_betas(diffusion.steps)
-    variance = diffusion.model_var_type
-    if learns_variance != variance.startswith("learned"):
-        variance = "learned_range" if learns_variance else "fixed_small"
-    return {
-        "_class_name": "DDPMScheduler",
-        "num_train_timesteps": diffusion.steps,
-        "beta_schedule": _SCHEDULES[diffusion.noise_schedule],
-        "beta_start": betas[0],
-        "beta_end": betas[-1],
-        "prediction_type": _PREDICTIONS[diffusion.model_mean_type],
-        "variance_type": variance,
-        "clip_sample": diffusion.clip_denoised,
-        "timestep_spacing": "linspace",
-    }
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=2).encode() + b"\n"
-
-
-def _card(name: str, model: GuidedDiffusionPrior, scheduler: Mapping[str, Any], count: int) -> str:
-    return f"""---
-tags: [diffusion, image-restoration]
----
-# {name}
-
-An unconditional diffusion prior of images of {model.image_size}x{model.image_size}: a UNet of the
-guided-diffusion kind with {count / 1e6:.1f} million parameters. Its process has
-{scheduler["num_train_timesteps"]} steps of the {scheduler["beta_schedule"]} schedule (prediction:
-{scheduler["prediction_type"]}, variance: {scheduler["variance_type"]}).
-
-To restore photographs with it by DPPS, give a model config that holds
-
-```yaml
-prior: diffusers
-model_path: {name}
-```
-
-What it was trained on, and under which licence it may be used, is not known here: say it in this
-place.
-"""
 
 
 @report_errors
@@ -140,16 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the folder")
     parser.add_argument("--card", help="text of the model card; default: what the configs tell")
     args = parser.parse_args(argv)
-    model = load_model_config(args.model_config)
-    if not isinstance(model, GuidedDiffusionPrior):
-        raise UserError(
-            f"{args.model_config}: only networks of prior: guided_diffusion are exported"
-        )
+    model = readable_config(args.model_config, "model")
+    diffusion = readable_config(args.diffusion_config, "diffusion")
     try:
         card = read_bytes(args.card, _LARGEST_CARD).decode("utf-8-sig") if args.card else None
     except UnicodeDecodeError as error:
         raise UserError(f"--card {shown(args.card)}: cannot be read as text: {error}") from None
-    export(model, load_diffusion_config(args.diffusion_config), args.out, card)
+    from models.prior_folder import export_prior  # torch, which takes seconds
+
+    export_prior(model, diffusion, args.out, card)
     print(f"{args.out}: written; in a model config: prior: diffusers, model_path: {args.out}")
     return 0
 

@@ -270,36 +270,6 @@ def test_windows_are_announced(tmp_path, images, capsys):
     assert "a.png: 70x48, 6 windows a step, 3 steps" in capsys.readouterr().err
 
 
-WITHOUT_TORCH = """
-import sys
-import sample_condition
-try:
-    status = sample_condition.main(sys.argv[1:])
-except SystemExit as stop:
-    status = stop.code
-print(status, "torch" in sys.modules)
-"""
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status"),
-    [
-        (["--help"], 0),
-        (["--task", "inpaintin"], 2),
-        (["--task", "inpainting", "--seed", "x"], 2),
-        (["--task", "inpainting", "--gpu", "0", "--device", "cpu"], 2),
-        (["--task", "inpainting", "--diffusion_config", "BROKEN"], 2),
-    ],
-)
-def test_help_and_wrong_arguments_need_no_torch(tmp_path, arguments, status):
-    broken = tmp_path / "broken.yaml"
-    broken.write_text("steps: [")
-    arguments = [str(broken) if a == "BROKEN" else a for a in arguments]
-    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.splitlines()[-1] == f"{status} False"
-
-
 def test_compiling_for_a_processor_is_refused(tmp_path, images, capsys):
     arguments = write_configs(tmp_path, "inpainting")
     more = ["--data_root", images, "--compile", "--device", "cpu"]

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from guided_diffusion.unet import UNetConfig, UNetModel
-from models.check_prior import validation_images
 from models.checkpoint import load_model
 from models.download import _alone, _checked_url, main
-from models.train_prior import train
+from models.training import train
+from models.validation import validation_images
 from tests.models.test_train_prior import CPU, config  # noqa: F401 (a fixture)
+from util.atomic import write
 from util.config.schema import parse_yaml, read_yaml
 from util.errors import UserError
 from util.files import open_regular, read_bytes
-from util.make_table import write
 from util.tensor_files import load_numpy_array, load_tensor_array
 
 UNET = UNetConfig(32, 32, 1, channel_mult="1,2", num_head_channels=32)

@@ -24,21 +24,16 @@ if __package__ in (None, ""):  # run by its path: modules are found from the pro
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import argparse
-import io
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from util.atomic import write
 from util.cli import add_plugin, command_parser, report_errors
+from util.config.shipped import readable_config
 from util.logger import get_logger
 from util.plugins import load_plugins
-from util.posterior.figure import figure
-from util.posterior.measure import CheckResult, run_check
-from util.posterior.render import markdown, to_json
-from util.posterior.spec import load_spec
 
 _NAME = "posterior"
 
@@ -62,33 +57,28 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="override a key of the check; repeatable",
     )
     add_plugin(parser)
-    return parser.parse_args(argv)
-
-
-def write_files(folder: Path, result: CheckResult, command: str) -> None:
-    buffer = io.BytesIO()
-    figure(result).save(buffer, format="PNG", optimize=True)
-    write(folder / f"{_NAME}.png", buffer.getvalue())
-    write(folder / f"{_NAME}.md", markdown(result, command, f"{_NAME}.png"))
-    write(folder / f"{_NAME}.json", to_json(result, command))
-
-
-def _check_writable(folder: Path) -> None:
-    """UserError, before minutes of work, where nothing can be written."""
-    probe = folder / f".{_NAME}.part"
-    write(probe, "")
-    probe.unlink()
+    args = parser.parse_args(argv)
+    args.check = readable_config(args.check, "posterior check")
+    return args
 
 
 @report_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    return run(args, shlex.join(["python", "-m", "util.check_posterior", *words]))
+
+
+def run(args: argparse.Namespace, command: str) -> int:
+    """Check, and write what comes out; the exit status of the program."""
+    from util.posterior.measure import CheckResult, run_check  # torch, which takes seconds
+    from util.posterior.spec import load_spec
+    from util.posterior.writing import check_writable, write_files
+
     load_plugins(args.plugins)
     result = CheckResult(load_spec(args.check, args.overrides))
-    words = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "-m", "util.check_posterior", *words])
     folder = Path(args.out)
-    _check_writable(folder)
+    check_writable(folder)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         run_check(result)

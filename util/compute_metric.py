@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dataloader import find_images, output_name, read_image
+from data.image_files import read_image
 from util.cli import add_device, add_plugin, command_parser, report_errors, resolve_device
 from util.errors import UserError
 from util.files import shown
@@ -83,6 +83,8 @@ def match_folders(label: str | Path, recon: str | Path) -> Matched:
 
 
 def _by_name(folder: str | Path) -> dict[str, Path]:
+    from data.dataloader import find_images, output_name  # torch, which takes seconds
+
     files: dict[str, Path] = {}
     for path in find_images(folder):
         name = output_name(path.relative_to(folder).as_posix())

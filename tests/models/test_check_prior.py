@@ -6,8 +6,9 @@ from PIL import Image
 
 from data.dataloader import find_images
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from models.check_prior import VALIDATION_TIMESTEPS, main, validation_loss
+from models.check_prior import main
 from models.memory import neighbours, read_split
+from models.validation import VALIDATION_TIMESTEPS, validation_loss
 from tests.tiny import SIZE, TinyRun, write_images
 from tests.tiny_run import MODEL, write_configs
 

@@ -139,7 +139,7 @@ def test_ddim_sampling_is_that_of_diffusers_step_for_step(tmp_path, options):
 
 def test_the_pipeline_itself_samples_the_same_pictures(tmp_path):
     """In float32, with betas of our own: rounding apart."""
-    from models.check_prior import draw
+    from models.validation import draw
 
     scheduler = diffusers.DDPMScheduler()
     folder = saved(tmp_path, scheduler=scheduler)

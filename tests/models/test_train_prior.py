@@ -12,20 +12,13 @@ from PIL import Image
 from data.dataloader import find_images
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from models.augmentation import LABELS, Augmentation
-from models.check_prior import VALIDATION_TIMESTEPS
 from models.checkpoint import load_model, model_config
 from models.muon import orthogonalised, split_for_muon
 from models.photo_store import PhotoStore, held_out_split
-from models.train_prior import (
-    CropSpec,
-    TimestepBand,
-    TrainConfig,
-    Trainer,
-    draw_timesteps,
-    hybrid_loss,
-    main,
-    train,
-)
+from models.train_config import CropSpec, TimestepBand, TrainConfig
+from models.train_prior import main
+from models.training import Trainer, draw_timesteps, hybrid_loss, train
+from models.validation import VALIDATION_TIMESTEPS
 from util.errors import UserError
 
 CPU = torch.device("cpu")
@@ -229,7 +222,7 @@ def test_held_out_photographs_choose_the_weights(config, tmp_path, monkeypatch):
     assert len(held_out) == 2
     errors = iter([0.5, 0.25, 1.0])
     monkeypatch.setattr(
-        "models.train_prior.validation_loss",
+        "models.training.validation_loss",
         lambda model, diffusion, images: dict.fromkeys(VALIDATION_TIMESTEPS, next(errors)),
     )
     seen = []

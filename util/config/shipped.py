@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from util.config.schema import read_yaml
 from util.errors import UserError
 from util.files import PROJECT
 from util.registry import did_you_mean
@@ -39,6 +40,13 @@ def find_config(name: str | Path, kind: str) -> str:
     if name != word:  # a file name, of a file that is not there
         return name
     raise UserError(f'unknown {kind} config "{name}"{did_you_mean(name, shipped(kind))}')
+
+
+def readable_config(name: str | Path, kind: str) -> str:
+    """find_config, of a file that can be read as YAML: command lines ask before they load torch."""
+    path = find_config(name, kind)
+    read_yaml(path)
+    return path
 
 
 def shipped(kind: str) -> list[str]:

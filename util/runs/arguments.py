@@ -3,8 +3,7 @@
 import argparse
 
 from util.cli import PRECISION_NAMES, add_plugin, add_set, command_parser
-from util.config.schema import read_yaml
-from util.config.shipped import find_config, shipped
+from util.config.shipped import readable_config, shipped
 from util.errors import UserError
 
 
@@ -83,9 +82,8 @@ def _find_configs(args: argparse.Namespace) -> None:
     if args.model_config is None:
         args.model_config = "demo"
     for kind in ("model", "diffusion", "task"):
-        path = find_config(getattr(args, f"{kind}_config"), kind)
-        read_yaml(path)  # one that cannot be read is refused before torch is loaded
-        setattr(args, f"{kind}_config", path)
+        name = f"{kind}_config"
+        setattr(args, name, readable_config(getattr(args, name), kind))
 
 
 def _add_images(group: argparse._ArgumentGroup) -> None:

@@ -9,7 +9,7 @@ from guided_diffusion.condition_methods import ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.unet import UNetConfig
 from util.benchmark import __main__ as benchmark
-from util.benchmark import gpu
+from util.benchmark import session, sweep
 
 TINY = """
 image_size: 32
@@ -40,11 +40,11 @@ def run(config, *options):
 )
 def test_flops_of_the_published_networks(width, blocks, attention, gflop):
     config = UNetConfig(256, width, blocks, attention_resolutions=attention)
-    assert benchmark.count_gflop(config, 256) == pytest.approx(gflop, rel=1e-3)
+    assert sweep.count_gflop(config, 256) == pytest.approx(gflop, rel=1e-3)
 
 
 def test_the_mean_step_has_about_the_mean_number_of_candidates():
-    step, mean = benchmark.mean_step(GaussianDiffusion.create())
+    step, mean = sweep.mean_step(GaussianDiffusion.create())
     method = ProximalSampling()
     assert 10 < mean < 25
     assert abs(method.num_candidates(GaussianDiffusion.create(), step) - mean) <= 1
@@ -68,14 +68,14 @@ def test_a_sweep_fills_table_and_json(config, tmp_path, capsys):
 
 
 def test_out_of_memory_marks_the_row_and_the_sweep_goes_on(config, tmp_path, monkeypatch):
-    whole = benchmark.Case.step
+    whole = sweep.Case.step
 
     def step(case, t):
         if case.batch == 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return whole(case, t)
 
-    monkeypatch.setattr(benchmark.Case, "step", step)
+    monkeypatch.setattr(sweep.Case, "step", step)
     path = tmp_path / "report.json"
     options = ("--tasks", "inpainting", "--batch_sizes", "1,2,3", "--modes", "fp32", "--no_plain")
     assert run(config, *options, "--json", str(path)) == 0
@@ -91,7 +91,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(config, monkeypatch):
     def step(case, t):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(benchmark.Case, "step", step)
+    monkeypatch.setattr(sweep.Case, "step", step)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         run(config, "--tasks", "inpainting", "--modes", "fp32", "--no_plain")
 
@@ -151,7 +151,7 @@ def test_a_session_ends_in_time_and_says_what_it_left_out(config, tmp_path):
 
 
 def test_a_check_that_fails_is_seen(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "_OPERATOR_TOLERANCE", -1.0)
+    monkeypatch.setattr(session, "_OPERATOR_TOLERANCE", -1.0)
     out = tmp_path / "gpu"
     options = ["--model_configs", config, "--image_size", "32", "--minutes", "0.0001"]
     assert benchmark.main(["gpu", *options, "--device", "cpu", "--out", str(out)]) == 1

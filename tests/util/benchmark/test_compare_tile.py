@@ -8,7 +8,8 @@ from PIL import Image
 from data.masks import MaskConfig
 from guided_diffusion.measurements import OPERATORS, OperatorContext
 from tests.tiny import SIZE, TinyRun
-from util.benchmark.compare_tile import NoiseOfPart, border_visibility, main, parts
+from util.benchmark.compare_tile import main
+from util.benchmark.windows import NoiseOfPart, border_visibility, parts
 from util.randomness import ImageKey, PerImageNoise
 
 

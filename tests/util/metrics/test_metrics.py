@@ -9,10 +9,11 @@ import skimage.metrics
 import torch
 from PIL import Image
 
+from models import perceptual
 from util import compute_metric
 from util.compute_metric import Matched, match_folders, measure
 from util.errors import UserError
-from util.metrics import base, perceptual
+from util.metrics import base
 from util.runs.results import Results, Row
 
 

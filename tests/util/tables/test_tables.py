@@ -19,12 +19,12 @@ import sample_condition
 from data.dataloader import ImageFolder
 from guided_diffusion import precision
 from guided_diffusion.precision import Execution
+from models import perceptual
 from models.prior import build_prior
 from tests import golden_data
 from tests.tiny import ROOT
 from util import make_table
 from util.errors import UserError
-from util.metrics import perceptual
 from util.runs import restoration
 from util.tables import baselines, cells
 from util.tables.spec import build_cells, load_spec
