@@ -72,7 +72,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_metric_options(parser)
     add("--steps", type=int, metavar="N", help="of every row: diffusion.num_steps")
     add_plugin(parser)
-    add("--dry_run", action="store_true", help="restore nothing, show what --cache holds")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--dry_run", action="store_true", help="restore nothing, show what --cache holds"
+    )
+    instead.add_argument(
+        "--plan",
+        action="store_true",
+        help="say what is left to be restored, in what time and into how many bytes, and do "
+        "nothing; the network and a few steps of every method are timed",
+    )
     add_device(parser)
     add_set(parser, " in every cell")
     args = parser.parse_args(argv)
@@ -95,6 +104,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         get_metric(metric, "--metrics")
     from util.runs.distributed import join_world, local_device  # torch, which takes seconds
     from util.tables.cells import Runner
+    from util.tables.forecast import Forecaster
     from util.tables.loading import load_table
     from util.tables.measure import Scorer, TableResult, restore_share, run_table
     from util.tables.render import markdown
@@ -103,8 +113,13 @@ def run(args: argparse.Namespace, command: str) -> int:
     specs = [(Path(path).stem, load_table(path, args)) for path in args.tables]
     world = join_world()
     device = resolve_device(local_device(args.device))
-    options = parse_options(args, device)
     runner = Runner(Path(args.cache), device, args.dry_run, args.fast)
+    if args.plan:
+        forecaster = Forecaster(runner)
+        tables = [forecaster.table(spec, name) for name, spec in specs] if world.is_first else []
+        print(*(table.text(world.size) for table in tables), sep="\n\n")
+        return int(any(table.failed for table in tables))
+    options = parse_options(args, device)
     made: list[tuple[str, TableResult]] = []
     # What the last table needs is missed before the first one runs.
     scorers = [Scorer(spec.metrics, options) for _, spec in specs]

@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import operator
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from data.dataloader import Dataset
 from guided_diffusion.condition_methods import StepResult
+from guided_diffusion.gaussian_diffusion import Model
 from util.errors import UserError
 from util.img_utils import to_colour
 from util.runs.problems import Case
@@ -25,6 +27,7 @@ from util.runs.results import Results
 from util.runs.spread import Spread
 
 _TIMED = 5  # steps, spread over all: their candidates differ
+_MOST_CALLS, _ENOUGH_SECONDS = 5, 5.0  # of a network that is timed
 _TRIED = 20  # images, until one can be read
 
 
@@ -37,6 +40,11 @@ class Forecast:
     evaluations: float  # of the network, one image or window at a time
     seconds: float
     bytes: float
+    gradients: float = 0.0  # passes back through the network
+
+    def __add__(self, other: "Forecast") -> "Forecast":
+        mine, its = dataclasses.astuple(self), dataclasses.astuple(other)
+        return Forecast(*map(operator.add, mine, its))
 
     def __str__(self) -> str:
         done = f" ({self.finished} more are finished)" if self.finished else ""
@@ -49,36 +57,102 @@ class Forecast:
         )
 
 
-def forecast(restoration: Restoration, names: Sequence[str], finished: int = 0) -> Forecast:
+class StandIn:
+    """In place of a network where many runs with it are foretold: its answers cost nothing and mean
+    nothing. The network itself is asked once for each shape of its input, to be timed.
+
+    owed: seconds that the network would have taken, less those that timing it took
+    """
+
+    def __init__(self, network: Model) -> None:
+        self.network = network
+        self.owed = 0.0
+        self._times: dict[Any, tuple[float, float, int]] = {}
+
+    def __call__(self, x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+        differentiated = torch.is_grad_enabled() and x.requires_grad
+        kind = (x.shape, differentiated)
+        if kind not in self._times:
+            self._times[kind], spent = timed(lambda: self._time(x.detach(), t, labels, kind[1]))
+            self.owed -= spent
+        forward, backward, channels = self._times[kind]
+        self.owed += forward
+        output = x.repeat(1, channels // x.shape[1], 1, 1)
+        if output.requires_grad:
+            output.register_hook(lambda gradient: self._owe(backward))
+        return output
+
+    def _owe(self, seconds: float) -> None:
+        self.owed += seconds
+
+    def _time(
+        self, x: Tensor, t: Tensor, labels: Sequence[Tensor], differentiated: bool
+    ) -> tuple[float, float, int]:
+        """Seconds forward and backward, and the channels of the output."""
+        leaf = x.clone().requires_grad_(differentiated)
+
+        def forward() -> Tensor:
+            return _done(self.network(leaf, t, *labels))
+
+        def both() -> Tensor:
+            return _done(torch.autograd.grad(forward().sum(), leaf)[0])
+
+        channels, backward = forward().shape[1], 0.0  # warms up
+        once = _median_seconds(forward)
+        if differentiated:
+            both()
+            backward = max(_median_seconds(both) - once, 0.0)
+        return once, backward, channels
+
+
+def _median_seconds(function: Callable[[], Any]) -> float:
+    """Of a few calls, on a machine that does other things as well."""
+    times: list[float] = []
+    while len(times) < _MOST_CALLS and sum(times) < _ENOUGH_SECONDS:
+        times.append(timed(function)[1])
+    return float(np.median(times))
+
+
+def forecast(
+    restoration: Restoration,
+    names: Sequence[str],
+    finished: int = 0,
+    stand_in: StandIn | None = None,
+) -> Forecast:
     """The cost of restoring `names`, by this process alone; nothing is written.
+
+    stand_in: for the network of `restoration`, else steps with it are timed
 
     Raises UserError where none of the first images can be read.
     """
     if not names:
         return Forecast(0, finished, 0, 0, 0)
-    case, once = _timed(lambda: _first_readable(restoration, names))
-    _, reading = _timed(lambda: restoration.case(case.key.name))  # the start is known by now
+    case, once = timed(lambda: _first_readable(restoration, names))
+    _, reading = timed(lambda: restoration.case(case.key.name))  # the start is known by now
     samples = restoration.settings.samples
     batch = min(restoration.settings.batch_size or 1, len(names) * max(1, samples - 1))
     if restoration.settings.batch_size is None:
         batch = restoration.fitting(case, len(names))
-    steps, sampling, evaluations = _sample(restoration, [case] * batch)
-    size, saving = _timed(lambda: _saved_bytes(restoration, case, steps))
+    cost = _sample(restoration, [case] * batch, stand_in or restoration.prior.model)
+    size, saving = timed(lambda: _saved_bytes(restoration, case, cost.steps))
     areas, images = _areas(restoration.dataset, names, case), len(names)
-    each = samples * (sampling / batch) * areas + reading + saving
+    drawn = samples * areas
+    each = drawn * cost.seconds + reading + saving
     return Forecast(
         images,
         finished,
-        evaluations=samples * evaluations * areas * images,
+        evaluations=cost.evaluations * drawn * images,
         seconds=once - reading + each * images,
         bytes=size * areas * images,
+        gradients=cost.gradients * drawn * images,
     )
 
 
 T = TypeVar("T")
 
 
-def _timed(function: Callable[[], T]) -> tuple[T, float]:
+def timed(function: Callable[[], T]) -> tuple[T, float]:
+    """What function() returns, and the seconds that it took."""
     started = time.perf_counter()
     return function(), time.perf_counter() - started
 
@@ -93,49 +167,81 @@ def _first_readable(restoration: Restoration, names: Sequence[str]) -> Case:
     raise UserError(f"none of the first {len(reasons)} image(s) can be restored: {reasons[0]}")
 
 
-def _sample(restoration: Restoration, cases: list[Case]) -> tuple[int, float, float]:
-    """Steps of the whole batch, the seconds that they take, and evaluations for an image."""
-    counting = restoration.counting()
+@dataclass(frozen=True)
+class _Sampling:
+    """Cost of one image: its steps, and what all of them take."""
+
+    steps: int
+    seconds: float
+    evaluations: float
+    gradients: float
+
+
+def _sample(restoration: Restoration, cases: list[Case], network: Model) -> _Sampling:
+    """Of one of `cases`, restored together; some of the steps are done, by `network`."""
+    counting = restoration.counting(network)
+    stand_in = network if isinstance(network, StandIn) else None
     posed, noise = restoration.pose(cases, dataclasses.replace(restoration.prior, model=counting))
     method, problem, prior = restoration.method, posed.problem, posed.prior
     x = method.start(problem, noise)
     last = method.first_step(prior.diffusion)
-    timed = sorted({round(t) for t in np.linspace(0, last, _TIMED)}, reverse=True)
+    chosen = sorted({round(t) for t in np.linspace(0, last, _TIMED)}, reverse=True)
     x = method.step(prior.reverse, x, last, problem, noise).x  # warms up
-    before, seconds = counting.evaluations, []
-    for t in timed:
+    found = []
+    for t in chosen:
+        counting.evaluations = counting.gradients = 0
+        if stand_in is not None:
+            stand_in.owed = 0.0
 
         def one(x: Tensor = x, t: int = t) -> StepResult:
             return _waited(method.step(prior.reverse, x, t, problem, noise))
 
-        result, spent = _timed(one)
+        result, spent = timed(one)
         x = result.x
-        seconds.append(spent)
-    each = (counting.evaluations - before) / len(timed) / len(cases)
-    whole = np.interp(range(last + 1), timed[::-1], seconds[::-1]).sum()
-    return last + 1, float(whole), each * (last + 1)
+        owed = 0.0 if stand_in is None else stand_in.owed
+        found.append((spent + owed, counting.evaluations, counting.gradients))
+    whole = [
+        float(np.interp(range(last + 1), chosen[::-1], values[::-1]).sum()) / len(cases)
+        for values in zip(*found, strict=True)
+    ]
+    return _Sampling(last + 1, *whole)
 
 
 def _waited(result: StepResult) -> StepResult:
-    float(result.x.sum())  # a GPU has finished
+    _done(result.x)
     return result
+
+
+def _done(values: Tensor) -> Tensor:
+    float(values.detach().sum())  # a GPU has finished
+    return values
+
+
+@contextlib.contextmanager
+def discarded() -> Iterator[Results]:
+    """A results folder elsewhere, for as long as it takes to see what files come to."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Results(Path(folder))
+
+
+def written(results: Results) -> int:
+    """Bytes of the files in a results folder."""
+    return sum(file.stat().st_size for file in results.root.rglob("*") if file.is_file())
 
 
 def _saved_bytes(restoration: Restoration, case: Case, steps: int) -> float:
     """Of the files of an image, with one like its label for each picture that is restored."""
-    with tempfile.TemporaryDirectory() as folder:
-        results = Results(Path(folder))
-        view = case.operator.view(case.y[None])[0]
+    view, samples = case.operator.view(case.y[None])[0], restoration.settings.samples
+    picture = view if case.label is None else case.label
+    with discarded() as results:
         results.save_measurement("image", case.y, view)
-        picture = view if case.label is None else case.label
         results.save_restored("image", case.label, picture)
-        samples = restoration.settings.samples
         if samples > 1:
             spread = Spread()
             for sample in (picture.cpu(), torch.zeros(picture.shape)):
                 spread.add(to_colour(sample))
             results.save_spread("image", case.label, spread)
-        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        size = written(results)
         shown = results.path("recon", "image").stat().st_size
         size += (samples - 1) * shown
     recorded = sum(restoration.settings.record.due(t) for t in range(steps))

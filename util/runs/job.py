@@ -8,6 +8,7 @@ from typing import Any, cast
 from data.dataloader import output_name
 from guided_diffusion.precision import AcceleratedNetwork, Execution
 from util.atomic import sweep
+from util.errors import UserError
 from util.logger import get_logger
 from util.runs.distributed import was_restarted
 from util.runs.forecast import forecast
@@ -50,12 +51,17 @@ class Job:
         return plan
 
     def foretell(self, names: Sequence[str], overwrite: bool = False) -> str:
-        """What restoring `names` would cost, by all processes; nothing is written."""
-        plan = make_plan(
-            self.results, self._pixels(), self.restoration.sources, names, overwrite, dry=True
-        )
+        """What restoring `names` would cost, by all processes, and why the results folder would not
+        take them, if it would not; nothing is written."""
+        what = (self.results, self._pixels(), self.restoration.sources, names)
+        refusal = ""
+        try:
+            plan = make_plan(*what, overwrite, dry=True)
+        except UserError as error:
+            refusal = f"\nBut the run would be refused: {error}"
+            plan = make_plan(*what, overwrite=True, dry=True)
         cost = forecast(self.restoration, plan.names, plan.finished)
-        return str(replace(cost, seconds=cost.seconds / self.world.size))
+        return f"{replace(cost, seconds=cost.seconds / self.world.size)}{refusal}"
 
     @property
     def _execution(self) -> Execution:

@@ -307,9 +307,9 @@ class Restoration:
         """The image called `name`, measured; nothing is recorded. UserError where it cannot be."""
         return self._measured(name, *self._read(name))
 
-    def counting(self) -> "Counting":
-        """The network, counting what it is asked for."""
-        return Counting(self.prior.model, self.stop)
+    def counting(self, network: Model | None = None) -> "Counting":
+        """The network, or another in its place, counting what it is asked for."""
+        return Counting(network or self.prior.model, self.stop)
 
     def pose(
         self, cases: Sequence[Case], prior: Prior, seeds: Sequence[int] | None = None

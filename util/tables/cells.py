@@ -6,12 +6,13 @@ results folder like any other, planned, resumed and read through its manifest.
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data.dataloader import DATASETS, Dataset, output_name
 from guided_diffusion.precision import Execution
@@ -22,7 +23,7 @@ from util.errors import OutputError, UnsupportedError, UserError
 from util.runs.job import Job
 from util.runs.manifest import Manifest, Record, read_records, read_sets
 from util.runs.plan import Plan, make_plan
-from util.runs.problems import ProblemBuilder
+from util.runs.problems import Case, ProblemBuilder
 from util.runs.restoration import NOT_FINITE, Restoration, Settings
 from util.runs.results import Results
 from util.runs.sources import Sources
@@ -97,49 +98,67 @@ class Runner:
 
         Raises whatever stops the run; images finished before that are kept.
         """
-        # CPU and GPU generators draw other numbers, so their samples are kept apart.
-        kind = self.device.type
-        folder = f"seed_{seed}" if kind == "cpu" else f"seed_{seed}_{kind}"
-        results = Results(self.cache / cell.key / folder)
-        if self.dry_run and not results.root.exists():
-            raise UserError(NOT_RUN)
-        sources = Sources(self.dataset(cell.config), cell.config.task.mask_opt)
-        plan = make_plan(results, {"cell": cell.key, "seed": seed, "device": kind}, sources, names)
-        run = CellRun.read(results, plan.config)
-        plan.names[:] = [n for n in plan.names if not _diverged(run.records.get(n))]
+        run, plan = self.begun(cell, seed, names, dry=self.dry_run)
         if not plan.names:
             return run
         if self.dry_run:
             raise UserError(NOT_RUN)
+        if cell.row.baseline:
+            self._baseline(cell, seed, plan, run.results)
+        else:
+            job = Job(self.restoration(cell, seed, batch_size, run.results))
+            job.describe({"table_row": cell.row.name})
+            job.restore(plan)
+        return CellRun.read(run.results, plan.config)
+
+    def begun(
+        self, cell: Cell, seed: int, names: Sequence[str], dry: bool = False
+    ) -> tuple[CellRun, Plan]:
+        """What the cache holds of the cell's images called `names`, and what is missing. Where
+        `dry`, nothing is written."""
+        # CPU and GPU generators draw other numbers, so their samples are kept apart.
+        kind = self.device.type
+        folder = f"seed_{seed}" if kind == "cpu" else f"seed_{seed}_{kind}"
+        results = Results(self.cache / cell.key / folder)
+        sources = Sources(self.dataset(cell.config), cell.config.task.mask_opt)
+        settings = {"cell": cell.key, "seed": seed, "device": kind}
+        plan = make_plan(results, settings, sources, names, dry=dry)
+        run = CellRun.read(results, plan.config)
+        plan.names[:] = [n for n in plan.names if not _diverged(run.records.get(n))]
+        return run, plan
+
+    def restoration(self, cell: Cell, seed: int, batch_size: int, results: Results) -> Restoration:
+        """What restores the images of a method's cell."""
         settings = Settings(
             seed, batch_size, device=self.device, measurement_seed=cell.measurement_seed
         )
-        work = self._baseline if cell.row.baseline else self._restore
-        work(cell, settings, plan, results)
-        return CellRun.read(results, plan.config)
-
-    def _restore(self, cell: Cell, settings: Settings, plan: Plan, results: Results) -> None:
         prior, dataset = self._prior(cell), self.dataset(cell.config)
-        job = Job(Restoration(cell.config, settings, dataset, prior, results))
-        job.describe({"table_row": cell.row.name})
-        job.restore(plan)
+        return Restoration(cell.config, settings, dataset, prior, results)
 
-    def _baseline(self, cell: Cell, settings: Settings, plan: Plan, results: Results) -> None:
-        """A baseline on the very measurements that the methods get."""
-        config, manifest = cell.config, Manifest(results.root)
-        method = BASELINES.get(cell.row.baseline or "")
-        dataset = self.dataset(config)
-        sources = Sources(dataset, config.task.mask_opt)
-        builder = ProblemBuilder(config, dataset, settings.seed_of_measurement, self.device)
+    def baseline(self, cell: Cell, seed: int) -> Callable[[str], tuple[Case, Tensor, float]]:
+        """What restores the image called so by a baseline, on the very measurement that the methods
+        get: the case, the image, and the seconds of the baseline alone."""
+        settings = Settings(seed, measurement_seed=cell.measurement_seed)
+        dataset, method = self.dataset(cell.config), BASELINES.get(cell.row.baseline or "")
+        builder = ProblemBuilder(cell.config, dataset, settings.seed_of_measurement, self.device)
+
+        def restore(name: str) -> tuple[Case, Tensor, float]:
+            case = builder.measure(name, dataset.read(name))
+            started = time.perf_counter()
+            y = case.y[None]
+            image = method(y, case.operator, builder.noiser.equivalent_sigma(y))[0]
+            return case, image, time.perf_counter() - started
+
+        return restore
+
+    def _baseline(self, cell: Cell, seed: int, plan: Plan, results: Results) -> None:
+        manifest, restore = Manifest(results.root), self.baseline(cell, seed)
+        sources = Sources(self.dataset(cell.config), cell.config.task.mask_opt)
         for name in plan.names:
-            record = Record(name, plan.config, settings.seed, time.time())
+            record = Record(name, plan.config, seed, time.time())
             try:
                 source = sources.mark(name)
-                case = builder.measure(name, dataset.read(name))
-                started = time.perf_counter()
-                y = case.y[None]
-                image = method(y, case.operator, builder.noiser.equivalent_sigma(y))[0]
-                seconds = time.perf_counter() - started
+                case, image, seconds = restore(name)
                 metrics = results.save_restored(case.output, case.label, image)
             except (OutputError, UnsupportedError):
                 raise

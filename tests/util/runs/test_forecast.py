@@ -39,6 +39,18 @@ def test_a_plan_knows_what_is_finished(tmp_path, images, capsys):
     assert plan(capsys, *command).startswith("nothing to restore (3 more are finished)")
 
 
+def test_a_plan_tells_that_the_folder_would_be_refused(tmp_path, images, capsys):
+    command = [*write_configs(tmp_path, "inpainting"), "--data_root", images]
+    assert run(*command, "--limit", "1") == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    said = plan(capsys, *command, "--seed", "1").splitlines()
+    assert said[0].startswith("3 image(s) to restore: 9 network evaluations, about")
+    assert said[1].startswith("But the run would be refused: ")
+    assert "other settings (seed: 0 there, 1 now" in said[1]
+    assert len(plan(capsys, *command, "--seed", "1", "--overwrite").splitlines()) == 1
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
 def test_larger_photographs_have_more_windows(tmp_path, capsys):
     for i, side in enumerate((32, 64)):
         save(tmp_path / "images" / f"{i}.png", photograph(side, 32, seed=i))
