@@ -56,6 +56,21 @@ def test_the_first_sample_is_the_run_without_the_option(sampled, whole):
             assert ours[file] == expected[file]
 
 
+def test_auto_on_a_processor_is_one_image_at_a_time(tiny, images, tmp_path, monkeypatch):
+    """A processor does not tell what memory is left, so no batch and no samples share it."""
+    seen, forward = [], restoration.Counting.forward
+
+    def watch(self, x, t, *labels):
+        seen.append(len(x))
+        return forward(self, x, t, *labels)
+
+    monkeypatch.setattr(restoration.Counting, "forward", watch)
+    arguments = tiny.arguments(images, tmp_path, "--batch_size=auto", "--samples=3", "--limit=2")
+    assert sample_condition.main(arguments) == 0
+    assert len(records(tmp_path)) == 2
+    assert set(seen) == {1}
+
+
 def test_sample_k_is_a_run_with_that_seed_on_the_same_measurement(tiny, images, sampled, tmp_path):
     seeds = ["--seed=2", "--measurement_seed=0", "--limit=1"]
     assert sample_condition.main(tiny.arguments(images, tmp_path, *seeds)) == 0

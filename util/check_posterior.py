@@ -6,6 +6,9 @@ Examples:
   # The check that ships; eight minutes of one core
   python -m util.check_posterior
 
+  # One method alone, in 25 steps, without the others' rows; half a minute of one core
+  python -m util.check_posterior --set 'rows=[{name: DPPS, method: dpps}]' --set 'steps=[25]'
+
   # One of your own, larger images, more measurements
   python -m util.check_posterior MY_CHECK.yaml --set size=32 --set runs=8
 

@@ -59,7 +59,7 @@ class Forecast:
 
 class StandIn:
     """In place of a network where many runs with it are foretold: its answers cost nothing and mean
-    nothing. The network itself is asked once for each shape of its input, to be timed.
+    nothing. The network itself is asked a few times for each shape of its input, to be timed.
 
     owed: seconds that the network would have taken, less those that timing it took
     """

@@ -58,8 +58,8 @@ class TableForecast:
 
 def _costs(cost: Forecast, processes: int) -> str:
     return (
-        f"{cost.images} image(s): {cost.evaluations:,.0f} network evaluations, "
-        f"{cost.gradients:,.0f} of them differentiated, about "
+        f"{cost.images} image(s): {cost.evaluations:,.0f} network evaluations and "
+        f"{cost.gradients:,.0f} passes back, about "
         f"{duration(cost.seconds / processes)}, {cost.bytes / 2**20:,.0f} MiB"
     )
 
