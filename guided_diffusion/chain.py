@@ -8,12 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from guided_diffusion.operator_base import (
-    OPERATORS,
-    LinearOperator,
-    Operator,
-    OperatorContext,
-)
+from guided_diffusion.operator_base import OPERATORS, LinearOperator, Operator, OperatorContext
 from util.errors import UserError
 from util.randomness import ImageKey
 

@@ -17,11 +17,7 @@ from torch import Tensor
 
 from data.arrays import is_array, read_array
 from data.masks import check_kept, random_mask, read_mask
-from guided_diffusion.classical import (
-    bicubic,
-    deconvolution,
-    interpolation,
-)
+from guided_diffusion.classical import bicubic, deconvolution, interpolation
 from guided_diffusion.operator_base import (
     OPERATORS,
     LinearOperator,

@@ -21,13 +21,7 @@ from guided_diffusion.condition_methods import (
 from guided_diffusion.conjugate_gradients import conjugate_gradients
 from guided_diffusion.linear_solvers import tikhonov
 from guided_diffusion.measurements import LinearOperator, Operator
-from guided_diffusion.noise_models import (
-    LEAST_SIGMA,
-    Clean,
-    GaussianNoise,
-    NoiseModel,
-    at_least,
-)
+from guided_diffusion.noise_models import LEAST_SIGMA, Clean, GaussianNoise, NoiseModel, at_least
 from guided_diffusion.problem import Problem
 from guided_diffusion.spectra import CUTOFF
 from util.errors import UnsupportedError, UserError

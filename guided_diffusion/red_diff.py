@@ -7,12 +7,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.adaptive_moments import adapted
-from guided_diffusion.condition_methods import (
-    CONDITIONING,
-    ConditioningMethod,
-    Init,
-    StepResult,
-)
+from guided_diffusion.condition_methods import CONDITIONING, ConditioningMethod, Init, StepResult
 from guided_diffusion.problem import Problem, data_gradient
 from util.errors import UserError
 from util.randomness import NoiseSource

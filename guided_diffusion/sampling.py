@@ -9,11 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusion.condition_methods import (
-    ConditioningMethod,
-    Reverse,
-    StepResult,
-)
+from guided_diffusion.condition_methods import ConditioningMethod, Reverse, StepResult
 from guided_diffusion.gaussian_diffusion import (
     SAMPLERS,
     GaussianDiffusion,

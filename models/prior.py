@@ -21,12 +21,7 @@ from guided_diffusion.pretrained import Pretrained
 from guided_diffusion.problem import Problem
 from guided_diffusion.sampling import Callback, Prior, sample
 from guided_diffusion.unet import UNetModel
-from util.config.run_config import (
-    DiffusionConfig,
-    load_diffusion_config,
-    load_model_config,
-    tuned,
-)
+from util.config.run_config import DiffusionConfig, load_diffusion_config, load_model_config, tuned
 from util.config.schema import parse_component
 from util.errors import UserError
 from util.randomness import ImageKey, NoiseSource, PerImageNoise

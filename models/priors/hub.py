@@ -126,11 +126,7 @@ def _fetched(name: str, patterns: Sequence[str], revision: str | None = None) ->
     """The folder in the hub's cache where these files of a repository lie."""
     try:
         import huggingface_hub as hub
-        from huggingface_hub.utils import (
-            GatedRepoError,
-            HfHubHTTPError,
-            RepositoryNotFoundError,
-        )
+        from huggingface_hub.utils import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
     except ImportError:
         raise UserError(
             f"model_path: {name}: no such folder; to fetch it from the hub: {_INSTALL}"

@@ -12,11 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusion.gaussian_diffusion import (
-    GaussianDiffusion,
-    cosine_betas,
-    respaced_timesteps,
-)
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, cosine_betas, respaced_timesteps
 from util.config.schema import parse_dataclass
 from util.errors import UserError
 

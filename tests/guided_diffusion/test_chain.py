@@ -5,12 +5,7 @@ import torch
 from data.masks import MaskConfig
 from guided_diffusion.chain import LinearChain
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.measurements import (
-    OPERATORS,
-    GaussianBlur,
-    OperatorContext,
-    SuperResolution,
-)
+from guided_diffusion.measurements import OPERATORS, GaussianBlur, OperatorContext, SuperResolution
 from guided_diffusion.noise_models import PoissonNoise
 from guided_diffusion.problem import Problem
 from tests.tiny_run import photograph, run, save, write_configs

@@ -12,11 +12,7 @@ from guided_diffusion.measurements import (
     OperatorContext,
     SuperResolution,
 )
-from guided_diffusion.natural_images import (
-    NaturalImages,
-    expected_error,
-    wiener,
-)
+from guided_diffusion.natural_images import NaturalImages, expected_error, wiener
 from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.sampling import Prior
 from util.randomness import ImageKey

@@ -12,10 +12,7 @@ from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.gaussian_diffusion import SAMPLERS, SCHEDULES, GaussianDiffusion
 from guided_diffusion.measurements import OPERATORS, Operator, OperatorContext
 from guided_diffusion.noise_models import NOISES
-from guided_diffusion.posterior_mean_variance import (
-    MEAN_TYPES,
-    VARIANCE_TYPES,
-)
+from guided_diffusion.posterior_mean_variance import MEAN_TYPES, VARIANCE_TYPES
 from guided_diffusion.pretrained import PRIORS, Pretrained
 from util.config.overrides import apply_overrides
 from util.config.schema import (

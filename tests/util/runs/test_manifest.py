@@ -2,13 +2,7 @@ import pytest
 
 from util.errors import UserError
 from util.hashing import settings_hash
-from util.runs.manifest import (
-    Manifest,
-    Record,
-    check_settings,
-    forget,
-    read_records,
-)
+from util.runs.manifest import Manifest, Record, check_settings, forget, read_records
 
 SETTINGS = {"seed": 0, "task": {"noise": {"sigma": 0.01}}}
 CONFIG = settings_hash(SETTINGS)
