@@ -20,7 +20,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from data.colour import deep_to_srgb, eight_bit_to_srgb, inks_to_srgb, srgb_profile
-from util.errors import UserError
+from util.errors import UserError, first_line
 from util.files import open_regular, read_bytes
 from util.logger import get_logger
 
@@ -175,8 +175,7 @@ def _decode(path: str | Path) -> _Decoded:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # decoders of damaged files raise whatever they like
-        reason = str(error).strip() or type(error).__name__
-        raise UserError(f"{path}: not a readable image ({reason.splitlines()[0]})") from None
+        raise UserError(f"{path}: not a readable image ({first_line(error)})") from None
     shape = decoded.values.shape
     if not decoded.values.size or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)):
         raise UserError(f"{path}: not a readable image (values of shape {list(shape)})")

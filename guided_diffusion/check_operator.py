@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.operator_base import Operator
-from util.errors import UserError
+from util.errors import UserError, described
 
 _TOLERANCE = 1e-3  # relative; float32 and FFTs stay far below
 
@@ -81,7 +81,6 @@ def _try(what: str, function: Any, x: Tensor) -> Any:
     except UserError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
-            f"{what} failed for a tensor {tuple(x.shape)}: {type(error).__name__}: {first}"
+            f"{what} failed for a tensor {tuple(x.shape)}: {described(error)}"
         ) from error

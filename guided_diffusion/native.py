@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from util.errors import first_line
 from util.logger import get_logger
 
 _SOURCE = Path(__file__).with_name("norm_kernel.cpp")
@@ -53,8 +54,7 @@ def kernel() -> ctypes.CDLL | None:
     try:
         return _load(_built())
     except (OSError, RuntimeError, subprocess.SubprocessError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        get_logger().info("the fused kernel is not used: %s", reason)
+        get_logger().info("the fused kernel is not used: %s", first_line(error))
         return None
 
 

@@ -19,7 +19,7 @@ from guided_diffusion.native import kernel
 from guided_diffusion.probe import LARGEST_SIDE, fastest_format
 from guided_diffusion.unet import UNetModel
 from util.cli import PRECISION_NAMES
-from util.errors import UserError
+from util.errors import UserError, first_line
 from util.logger import get_logger
 
 _TYPES = {
@@ -117,7 +117,7 @@ def _fails(dtype: torch.dtype, device: torch.device) -> str:
         image = torch.ones(1, 8, 8, 8, dtype=dtype, device=device)
         torch.nn.functional.conv2d(image, image[:, :, :3, :3]).float().cpu()
     except (RuntimeError, TypeError) as error:
-        return f"{device} cannot run it ({str(error).splitlines()[0]})"
+        return f"{device} cannot run it ({first_line(error)})"
     return ""
 
 
@@ -268,8 +268,7 @@ def _compile(network: nn.Module, x: Tensor, *told: Tensor) -> Callable:
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # compilers fail in many ways; none is worth losing the run
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            get_logger().warning("--compile (%s) failed for %s: %s", mode, shape, reason)
+            get_logger().warning("--compile (%s) failed for %s: %s", mode, shape, first_line(error))
             torch.compiler.reset()
             continue
         seconds = time.perf_counter() - started

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.native import cache_folder, kernel, processor
-from util.atomic import save_atomically
+from util.atomic import write
+from util.errors import UserError
 from util.logger import get_logger
 
 LARGEST_SIDE = 128  # pixels: a few steps then take seconds, also of a large network
@@ -42,18 +43,14 @@ def fastest_format(run_in: Callable[[str], Any], inputs: Sequence[Tensor], descr
         known = json.loads(path.read_text())
         if known.get("fastest") in _FORMATS:
             return known["fastest"]
-    seconds = {}
-    for name in _FORMATS:
-        seconds[name] = _seconds(run_in(name), *inputs)
+    seconds = {name: _seconds(run_in(name), *inputs) for name in _FORMATS}
     fastest = "fp32" if _MARGIN * seconds["fp32"] < seconds["bf16"] else "bf16"
     get_logger().info(
         "--fast: a step at %dx%d takes %.2f s in fp32, %.2f s in bf16: %s from now on",
         *(*inputs[0].shape[-2:], seconds["fp32"], seconds["bf16"], fastest),
     )
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"fastest": fastest, "seconds": seconds})
-        save_atomically(path, lambda file: file.write(text.encode()))
+    with contextlib.suppress(UserError):
+        write(path, json.dumps({"fastest": fastest, "seconds": seconds}))
     return fastest
 
 

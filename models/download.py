@@ -25,7 +25,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from util.cli import command_parser, report_errors
-from util.errors import UserError
+from util.errors import UserError, first_line
 from util.files import open_regular, shown
 from util.hashing import stream_hash
 from util.logger import get_logger
@@ -132,7 +132,7 @@ def _by_hub(checkpoint: Checkpoint, target: Path) -> bool:
         shutil.rmtree(place)
         reason = "sent another file"
     except Exception as error:  # of the network, the disk or the package
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
     get_logger().info("huggingface_hub: %s; trying %s directly", reason, SOURCE)
     return False
 

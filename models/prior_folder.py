@@ -3,9 +3,8 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from torch import Tensor
 
@@ -13,10 +12,9 @@ from guided_diffusion.gaussian_diffusion import linear_betas
 from models.checkpoint import load_state, unwrapped
 from models.priors.guided_diffusion import GuidedDiffusionPrior
 from models.priors.hub import OWN_CLASS, WEIGHTS
-from util.atomic import save_atomically
+from util.atomic import write
 from util.config.run_config import DiffusionConfig, load_diffusion_config, load_model_config
 from util.errors import UserError
-from util.files import shown
 
 _SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 _PREDICTIONS = {"epsilon": "epsilon", "start_x": "sample", "velocity": "v_prediction"}
@@ -49,22 +47,14 @@ def export(
     stored = unwrapped(load_state(model.model_path), network.state_dict().keys(), model.model_path)
     config = {"_class_name": OWN_CLASS, **dataclasses.asdict(model.unet)}
     count = sum(p.numel() for p in network.parameters())
-    files = {
+    files: dict[str, bytes | str] = {
         f"{WEIGHTS}.safetensors": _safetensors(stored),
         "config.json": _json(config),
         "scheduler_config.json": _json(scheduler),
-        "README.md": (card or _card(folder.name, model, scheduler, count)).encode(),
+        "README.md": card or _card(folder.name, model, scheduler, count),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            save_atomically(folder / name, partial(_write, data))
-    except OSError as error:
-        raise UserError(f"{shown(folder)}: cannot be written ({error.strerror or error})") from None
-
-
-def _write(data: bytes, file: BinaryIO) -> None:
-    file.write(data)
+    for name, data in files.items():
+        write(folder / name, data)
 
 
 def _safetensors(state: Mapping[str, Tensor]) -> bytes:
@@ -101,8 +91,8 @@ def _scheduler(diffusion: DiffusionConfig, learns_variance: bool) -> dict[str, A
     }
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=2).encode() + b"\n"
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2) + "\n"
 
 
 def _card(name: str, model: GuidedDiffusionPrior, scheduler: Mapping[str, Any], count: int) -> str:

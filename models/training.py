@@ -37,7 +37,7 @@ from models.validation import (
     validation_loss,
 )
 from util.errors import UserError
-from util.files import shown
+from util.files import explained
 
 
 def make_optimisers(
@@ -266,15 +266,9 @@ def _check(config: TrainConfig, unet_config: UNetConfig) -> None:
 
 def _check_writable(path: Path) -> None:
     """UserError, before the training, where a file could not be written afterwards."""
-    try:
+    with explained(path, "written", "; choose another run_dir and output"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{shown(path)}: cannot be written ({error.strerror or error}); choose another "
-            "run_dir and output"
-        ) from None
+        tempfile.TemporaryFile(dir=path.parent).close()
     if path.is_dir():
         raise UserError(f"{path}: is a folder; choose another run_dir and output")
 

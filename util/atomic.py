@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from util.errors import UserError
+from util.files import explained
 
 
 def _read_umask() -> int:
@@ -47,11 +47,9 @@ def write(path: Path, data: bytes | str) -> None:
     """Write a whole file and the folders above it; what of a file's name is no UTF-8 is escaped in
     text. UserError where that cannot be done."""
     data = data.encode(errors="backslashreplace") if isinstance(data, str) else data
-    try:
+    with explained(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_atomically(path, lambda file: file.write(data))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def sweep(folder: str | Path) -> None:

@@ -33,7 +33,7 @@ import numpy as np
 from data.image_files import read_image
 from util.cli import add_device, add_plugin, command_parser, report_errors, resolve_device
 from util.errors import UserError
-from util.files import shown
+from util.files import explained
 from util.logger import get_logger
 from util.metrics.base import MetricOptions, get_metric, metric_names, run_metric_names
 from util.metrics.perceptual import add_metric_options, parse_options
@@ -271,13 +271,8 @@ def _report_unmatched(matched: Matched) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
+    with explained(path, "written", "; choose another with --csv and --json"):
         path.write_bytes(text.encode(errors="surrogateescape"))
-    except OSError as error:
-        raise UserError(
-            f"{shown(path)}: cannot be written ({error.strerror}); choose another with --csv and "
-            "--json"
-        ) from None
     get_logger().info("wrote %s", path)
 
 

@@ -14,3 +14,14 @@ class UnsupportedError(UserError):
 
 class OutputError(UserError):
     """Nothing can be written any more: it ends a run, whatever image is being worked on."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def described(error: BaseException) -> str:
+    """An error in one line, with its type unless the message is our own."""
+    text, kind = first_line(error), type(error).__name__
+    return text if isinstance(error, UserError) or text == kind else f"{kind}: {text}"

@@ -4,10 +4,11 @@ A pipe among the photographs would be waited for without end, a link to /dev/zer
 both look like files by their names.
 """
 
+import contextlib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,6 +70,19 @@ def shown(path: str | Path) -> str:
     """A path for a message, cut where it is very long."""
     text = str(path)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
+
+
+@contextlib.contextmanager
+def explained(
+    path: str | Path, what: str, advice: str = "", kind: type[UserError] = UserError
+) -> Iterator[None]:
+    """Where the system refuses something meanwhile: "PATH: cannot be WHAT (why)ADVICE" as a `kind`
+    of error."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise kind(f"{shown(path)}: cannot be {what} ({reason}){advice}") from None
 
 
 def file_mark(path: Path) -> dict[str, Any]:

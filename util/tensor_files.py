@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.errors import UserError
+from util.errors import UserError, first_line
 from util.files import open_regular
 
 _LARGEST_ARRAY = 1 << 28  # values of an array that is no checkpoint
@@ -62,7 +62,7 @@ def load_tensors(path: str | Path, advice: str = "") -> Any:
             raise
         except Exception as error:  # damaged files make the reader raise whatever it likes
             raise UserError(
-                f"{path}: truncated or no checkpoint ({_first_line(error)}){advice}"
+                f"{path}: truncated or no checkpoint ({first_line(error)}){advice}"
             ) from None
 
 
@@ -92,10 +92,6 @@ def _refuse_others(path: Path, file: BinaryIO, advice: str) -> None:
             f"{path}: unpacks to {unpacked:,} bytes from {size:,}, which torch.save never "
             f"does{advice}"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -146,7 +142,7 @@ def load_numpy_array(path: str | Path, what: str) -> np.ndarray:
         except (UserError, MemoryError):
             raise
         except Exception as error:  # readers raise many kinds; all mean the same to the user
-            raise UserError(f"{path}: not a readable {what} ({_first_line(error)})") from None
+            raise UserError(f"{path}: not a readable {what} ({first_line(error)})") from None
 
 
 def _read_npy(file: Any, size: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from guided_diffusion.unet import UNetConfig
 from models.checkpoint import freeze, load_model
 from models.priors.schedulers import SchedulerConfig
 from util.config.schema import parse_dataclass
-from util.errors import UserError
+from util.errors import UserError, first_line
 from util.files import read_bytes, shown
 
 OWN_CLASS = "GuidedDiffusionUNet"  # of this project's networks, in config.json
@@ -138,14 +138,10 @@ def _fetched(name: str, patterns: Sequence[str], revision: str | None = None) ->
     except RepositoryNotFoundError:
         reason = "no such folder, and the hub has no such model, or hides it"
     except HfHubHTTPError as error:
-        reason = f"the hub answers {_first_line(error)}"
+        reason = f"the hub answers {first_line(error)}"
     except Exception as error:  # of the network, the disk or the cache
-        reason = f"not in the hub's cache, and it cannot be fetched ({_first_line(error)})"
+        reason = f"not in the hub's cache, and it cannot be fetched ({first_line(error)})"
     raise UserError(f"model_path: {name}: {reason}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class _HubPrior(Pretrained):

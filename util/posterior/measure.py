@@ -14,7 +14,7 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.sampling import Prior
 from models.prior import restore
-from util.errors import UnsupportedError, UserError
+from util.errors import UnsupportedError, UserError, described
 from util.logger import get_logger
 from util.posterior.exact import EXACT
 from util.posterior.mixture import ExactDenoiser, ModePosterior, Posterior
@@ -202,9 +202,7 @@ class Case:
                 self._add(result, run, self._samples(row, steps, run))
         except Exception as error:  # any failure is the cell's: the check goes on without it
             get_logger().debug("cell failed", exc_info=True)
-            text = (str(error).strip().splitlines() or [""])[0]
-            text = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-            result = CellResult(row.name, steps, problem=text)
+            result = CellResult(row.name, steps, problem=described(error))
             result.unsupported = isinstance(error, UnsupportedError)
         result.seconds = time.perf_counter() - started
         return result

@@ -8,6 +8,7 @@ start. Lines are of three kinds:
   {"sets": {...}, "config": HASH}       metrics of sets of images (FID)
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from util.errors import OutputError, UserError
-from util.files import is_run_record, shown
+from util.files import explained, is_run_record
 from util.hashing import settings_hash
 
 _SHOWN_DIFFERENCES = 3
@@ -73,7 +74,8 @@ class Manifest:
     def _append(self, line: Mapping[str, Any]) -> None:
         """On the disk when this returns. A line torn by an earlier crash is left behind."""
         data = json.dumps(line).encode() + b"\n"
-        try:
+        advice = "; free some space or choose another --save_dir"
+        with explained(self.path, "written", advice, OutputError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "ab+") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -84,11 +86,6 @@ class Manifest:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise OutputError(
-                f"{self.path}: cannot be written ({error.strerror or error}); free some space or "
-                "choose another --save_dir"
-            ) from None
 
 
 def read_records(root: Path, config: str) -> dict[str, Record]:
@@ -183,10 +180,8 @@ def recorded_names(root: Path) -> set[str]:
 def forget(root: Path) -> None:
     """Remove the manifests, so that every image is restored again."""
     for path in _files(root):
-        try:
+        with explained(path, "removed"):
             path.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be removed ({error.strerror or error})") from None
 
 
 def _differences(root: Path, line: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -216,13 +211,9 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _files(root: Path) -> list[Path]:
-    try:
-        names = os.listdir(root)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise UserError(f"{shown(root)}: cannot be read ({error.strerror or error})") from None
-    return sorted(root / name for name in names if is_run_record(name))
+    with explained(root, "read"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(root / name for name in os.listdir(root) if is_run_record(name))
+    return []
 
 
 def _lines(root: Path) -> Iterator[dict[str, Any]]:
@@ -233,10 +224,8 @@ def _lines(root: Path) -> Iterator[dict[str, Any]]:
 
 def _lines_of(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of one manifest; torn and foreign ones are passed over."""
-    try:
+    with explained(path, "read"):
         text = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     for raw in text.splitlines():
         try:
             line = json.loads(raw)

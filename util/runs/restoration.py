@@ -22,7 +22,7 @@ from guided_diffusion.precision import uncompiled
 from guided_diffusion.sampling import Prior, sample
 from guided_diffusion.tiling import TiledModel
 from util.config.run_config import RunConfig
-from util.errors import OutputError, UserError
+from util.errors import OutputError, UserError, described
 from util.logger import get_logger
 from util.metrics.base import get_metric
 from util.randomness import ImageKey, PerImageNoise
@@ -92,8 +92,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     get_logger().debug("%s", "".join(traceback.format_exception(error)))
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first} (--verbose shows where)"
+    return f"{described(error)} (--verbose shows where)"
 
 
 class Counting(nn.Module):

@@ -21,7 +21,7 @@ from data.image_files import eight_bit, encode_png, read_image
 from util.atomic import save_atomically
 from util.compute_metric import RUN_METRICS, decimal, run_metrics
 from util.errors import OutputError, UserError
-from util.files import file_mark, same_file, shown
+from util.files import explained, file_mark, same_file
 from util.img_utils import to_colour, to_pixels
 from util.logger import get_logger
 from util.runs.manifest import Record
@@ -134,11 +134,9 @@ class Results:
         self._unlink(files)
 
     def _unlink(self, files: Iterable[Path]) -> None:
-        try:
-            for file in files:
+        for file in files:
+            with explained(file, "removed", kind=OutputError):
                 file.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"{file}: cannot be removed ({error.strerror or error})") from None
 
     def check_space(self, needed: int) -> None:
         """OutputError where less than `needed` bytes are free."""
@@ -265,14 +263,13 @@ class Results:
 
     def write_file(self, path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         """Let `write(file)` fill the file `path`: it appears whole or not at all."""
-        try:
+        advice = (
+            "; free some space or choose another --save_dir. What is finished is kept: the same "
+            "command goes on"
+        )
+        with explained(path, "written", advice, OutputError):
             path.parent.mkdir(parents=True, exist_ok=True)
             save_atomically(path, write)
-        except OSError as error:
-            raise OutputError(
-                f"{shown(path)}: cannot be written ({error.strerror or error}); free some space or "
-                "choose another --save_dir. What is finished is kept: the same command goes on"
-            ) from None
 
 
 def means_of(rows: Sequence[Row]) -> dict[str, float]:

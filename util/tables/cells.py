@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -187,12 +186,3 @@ class Runner:
 def _diverged(record: Record | None) -> bool:
     """Whether another try would end in the same way."""
     return record is not None and (record.error or "").startswith(NOT_FINITE)
-
-
-def describe(error: BaseException) -> str:
-    """An error as one line for a footnote."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    if isinstance(error, UserError):
-        return text
-    kind: Any = type(error).__name__
-    return f"{kind}: {text}" if text else kind

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from guided_diffusion.gaussian_diffusion import Model
-from util.errors import UnsupportedError
+from util.errors import UnsupportedError, described
 from util.runs.forecast import Forecast, StandIn, discarded, forecast, timed, written
 from util.runs.progress import duration
-from util.tables.cells import Runner, describe
+from util.tables.cells import Runner
 from util.tables.measure import photographs
 from util.tables.spec import Cell, TableSpec, build_cells
 
@@ -84,7 +84,7 @@ class Forecaster:
                 try:
                     self._add(found.rows[-1], cell, spec, names)
                 except Exception as error:  # any failure would be the cell's
-                    found.rows[-1].problems[cell.task.name] = describe(error)
+                    found.rows[-1].problems[cell.task.name] = described(error)
                     found.failed |= not isinstance(error, UnsupportedError)
         return found
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from data.dataloader import read_image
 from util.compute_metric import read_pair
-from util.errors import OutputError, UnsupportedError, UserError
+from util.errors import OutputError, UnsupportedError, UserError, described
 from util.hashing import settings_hash
 from util.logger import get_logger
 from util.metrics.base import MetricOptions, get_metric
@@ -23,7 +23,7 @@ from util.statistics import (
     per_image,
     steadiness,
 )
-from util.tables.cells import NOT_RUN, CellRun, Runner, describe
+from util.tables.cells import NOT_RUN, CellRun, Runner
 from util.tables.spec import Cell, TableSpec, build_cells
 
 Values = dict[tuple[str, int], float]  # by image and seed
@@ -193,7 +193,7 @@ def restore_share(specs: Sequence[TableSpec], runner: Runner, world: World) -> N
         except OutputError:
             raise
         except Exception as error:
-            log.warning("rank %d: %s: %s", world.rank, title, describe(error))
+            log.warning("rank %d: %s: %s", world.rank, title, described(error))
 
 
 def run_table(
@@ -245,7 +245,7 @@ def _run_cell(
             result.steadiness = _steadiness(list(runs.values()), names)
     except Exception as error:  # any failure is the cell's: the table goes on without it
         get_logger().debug("cell failed", exc_info=True)
-        result.problem = describe(error)
+        result.problem = described(error)
         result.unsupported = isinstance(error, UnsupportedError)
     return result
 
