@@ -1,9 +1,10 @@
 """What the benchmark times, and the clock that it times with.
 
 A Case is one task at one batch size with a network; its step is the program's own, and its parts
-are what such a step consists of.
+are what such a step consists of. A Bench fills rows of the report with their times.
 """
 
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -24,7 +25,11 @@ from guided_diffusion.problem import Problem
 from guided_diffusion.sampling import Prior
 from guided_diffusion.unet import UNetConfig, UNetModel
 from models.checkpoint import freeze
+from util.benchmark.report import Row, format_row
 from util.randomness import ImageKey, PerImageNoise
+from util.runs.batching import is_out_of_memory
+
+Functions = dict[str, Callable[[], object]]
 
 
 class Clock:
@@ -59,9 +64,7 @@ class Clock:
         return kib[0] / 2**20 if kib and self.device.type == "cpu" else None
 
 
-def medians(
-    clock: Clock, functions: dict[str, Callable[[], object]], repeats: int
-) -> dict[str, float]:
+def medians(clock: Clock, functions: Functions, repeats: int) -> dict[str, float]:
     """Median milliseconds of each function, timed in turn after one untimed call of each."""
     for function in functions.values():
         function()
@@ -134,7 +137,7 @@ class Case:
     def step(self, t: int) -> Tensor:
         return self.method.step(self.prior.reverse, self.x, t, self.problem, self.noise).x
 
-    def parts(self, t: int, last: int) -> dict[str, Callable[[], object]]:
+    def parts(self, t: int, last: int) -> Functions:
         """The parts of a step as functions; called in this order, each finds what it needs."""
         held: dict[str, Any] = {}
 
@@ -166,12 +169,17 @@ class Case:
         }
 
 
-def plain_case(case: Case, network: UNetModel):
-    """The plain loop on the same task; None where the tests are not installed."""
+def plain_loop() -> Any:
+    """The module of the plain loop, which lives in tests/; None where these are not installed."""
     try:
-        from tests import plain_loop as plain
+        from tests import plain_loop
     except ImportError:
         return None
+    return plain_loop
+
+
+def _plain_case(plain: Any, case: Case, network: UNetModel) -> Any:
+    """The plain loop on the same task."""
     dense: dict[str, Callable[[], Any]] = {
         "super_resolution": lambda: plain.GatherBicubic(case.size, 4, case.device),
         "inpainting": lambda: case.problem.operator,
@@ -181,7 +189,8 @@ def plain_case(case: Case, network: UNetModel):
     diffusion = case.prior.diffusion
     timesteps, betas = diffusion.timesteps, diffusion.betas
     y = case.problem.y[:1]
-    return plain.PlainLoop(network, timesteps, betas, operator, y, case.method.scale)
+    plain_network = plain.plain_network(network)
+    return plain.PlainLoop(plain_network, timesteps, betas, operator, y, case.method.scale)
 
 
 def mean_step(diffusion: GaussianDiffusion) -> tuple[int, float]:
@@ -190,3 +199,62 @@ def mean_step(diffusion: GaussianDiffusion) -> tuple[int, float]:
     numbers = [method.num_candidates(diffusion, t) for t in range(1, diffusion.num_timesteps)]
     mean = statistics.fmean(numbers)
     return 1 + min(range(len(numbers)), key=lambda i: abs(numbers[i] - mean)), mean
+
+
+class Bench:
+    """A device, and what all timings on it have in common."""
+
+    def __init__(self, device: torch.device, repeats: int) -> None:
+        self.device, self.repeats, self.clock = device, repeats, Clock(device)
+        self.name = platform.processor() or "CPU"
+        if device.type == "cuda":
+            self.name = torch.cuda.get_device_name(device)
+        self.diffusion = GaussianDiffusion.create()
+        self.middle, self.mean_candidates = mean_step(self.diffusion)
+        self.peak_tflops = measure_peak(self.clock)
+
+    def case(self, task: str, network: Any, batch: int, size: int) -> Case:
+        return Case(task, Prior(network, self.diffusion), batch, size, self.device)
+
+    def plain_steps(self, task: str, network: UNetModel, size: int) -> Functions:
+        """Steps of the plain loop, one image at a time with dense operators and recomputed
+        attention, as published; none where it is not installed."""
+        plain = plain_loop()
+        if plain is None:
+            return {}
+        case = self.case(task, network.to(self.device), 1, size)
+        loop = _plain_case(plain, case, network)
+        return {
+            "step": lambda: loop.step(case.x, self.middle, case.noise),
+            "last_step": lambda: loop.step(case.x, 1, case.noise),
+        }
+
+    def fill(self, row: Row, functions: Functions, gflop: float, plain: Row | None = None) -> None:
+        """Time `functions`, the step among them, and fill in what follows.
+
+        gflop: of an image; plain: the row that the speed is held against
+        """
+        self.clock.reset_peak()
+        times = medians(self.clock, functions, self.repeats)
+        for name, value in times.items():
+            setattr(row, f"{name}_ms", value)
+        seconds = times["step"] / 1e3
+        row.images_per_hour = 3600 * row.batch / (seconds * self.diffusion.num_timesteps)
+        row.peak_memory_gib = self.clock.peak_gib()
+        row.tflops = gflop * row.batch / seconds / 1e3
+        row.peak_share = row.tflops / self.peak_tflops
+        if plain is not None and plain.images_per_hour:
+            row.speedup = row.images_per_hour / plain.images_per_hour
+
+    def guard(self, row: Row, measure: Callable[[], None]) -> None:
+        """measure() fills the row, which is printed; one that does not fit into memory says so, and
+        the sweep goes on."""
+        try:
+            measure()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            row.note = "out of memory"
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        print(format_row(row), flush=True)

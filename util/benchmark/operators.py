@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from util.benchmark.case import Clock, build_operator, medians
+from util.benchmark.case import Clock, build_operator, medians, plain_loop
 from util.errors import UserError
 from util.randomness import CANDIDATE_BLOCK
 
@@ -12,10 +12,9 @@ from util.randomness import CANDIDATE_BLOCK
 def compare_operators(args, size: int, device: torch.device, count: int = 50) -> dict[str, Any]:
     """Print and return milliseconds for A on `count` candidates, in blocks as the sampler has
     them, and for the dense form on all at once; no gradients."""
-    try:
-        from tests.plain_loop import DenseBlur, GatherBicubic
-    except ImportError:
-        raise UserError("--operators: the dense forms live in tests/ of the repository") from None
+    plain = plain_loop()
+    if plain is None:
+        raise UserError("--operators: the dense forms live in tests/ of the repository")
     clock, figures = Clock(device), {}
     x = torch.randn(count, 3, size, size, device=device)
     for task in args.tasks:
@@ -23,9 +22,9 @@ def compare_operators(args, size: int, device: torch.device, count: int = 50) ->
             continue  # a product with the mask in both
         operator = build_operator(task, size, device)
         if task == "super_resolution":
-            dense: Any = GatherBicubic(size, 4, device)
+            dense: Any = plain.GatherBicubic(size, 4, device)
         else:
-            dense = DenseBlur(operator.saved()["kernel"], device)
+            dense = plain.DenseBlur(operator.saved()["kernel"], device)
 
         def blocks(operator=operator) -> list[torch.Tensor]:
             return [operator(block) for block in x.split(CANDIDATE_BLOCK)]

@@ -1,8 +1,8 @@
 """What a session with a GPU measures: checks, timings, a profile."""
 
 import argparse
-import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,12 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.measurements import OPERATORS, OperatorContext
-from guided_diffusion.precision import Execution, accelerate, lacks
-from guided_diffusion.sampling import Prior
+from guided_diffusion.precision import AcceleratedNetwork, Execution, accelerate, lacks
 from guided_diffusion.unet import UNetConfig
 from models.checkpoint import model_config
-from util.benchmark.case import (
-    Case,
-    Clock,
-    count_gflop,
-    mean_step,
-    measure_peak,
-    medians,
-    plain_case,
-    random_network,
-)
-from util.benchmark.report import Row, format_row, header
-from util.runs.batching import is_out_of_memory
+from util.benchmark.case import Bench, count_gflop, plain_loop, random_network
+from util.benchmark.report import Row, header
 
 _CHECKED_SIDE = 64
 # Largest relative difference from float32 on the processor, of output and gradient: rounding of
@@ -50,18 +38,16 @@ _OPERATORS: tuple[dict[str, Any], ...] = (
 )
 
 
-class Session:
+class Session(Bench):
     """What is measured, in order of importance, until the time is over."""
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        self.args, self.device, self.clock = args, device, Clock(device)
-        self.end = time.monotonic() + 60 * args.minutes
-        self.diffusion = GaussianDiffusion.create()
-        cuda = device.type == "cuda"
+        self.args, self.end = args, time.monotonic() + 60 * args.minutes
+        super().__init__(device, args.repeats)
         self.figures: dict[str, Any] = {
-            "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or "CPU",
+            "device": self.name,
             "torch": torch.__version__,
-            "peak_tflops": measure_peak(self.clock),
+            "peak_tflops": self.peak_tflops,
             "checks": [],
             "timings": [],
             "profile": [],
@@ -138,7 +124,8 @@ class Session:
         return self.args.image_size or config.image_size
 
     def _time(self, name: str, config: UNetConfig) -> None:
-        gflop = count_gflop(config, self._side(config))
+        side = self._side(config)
+        gflop = count_gflop(config, side)
         print(f"\n{name}: {gflop:.0f} GFLOP a step\n{header()}", flush=True)
         plain = self._time_plain(name, config, gflop)
         for execution in self._modes():
@@ -147,62 +134,33 @@ class Session:
                 if not self._has_time(f"{name}, {_title(execution)}, batch {batch}"):
                     break
                 row = Row(_TASK, _title(execution), batch)
-                case = None
-                try:
-                    case = self._case(_TASK, network, config, batch)
-                    self._fill(row, case, gflop, plain)
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    row.note = "out of memory"
-                del case
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                self._keep(name, row)
+
+                def timed(row: Row = row, network: AcceleratedNetwork = network) -> None:
+                    case = self.case(_TASK, network, row.batch, side)
+                    self.fill(row, {"step": lambda: case.step(self.middle)}, gflop, plain)
+
+                self._keep(name, row, timed)
                 if row.note:
                     break
 
     def _time_plain(self, name: str, config: UNetConfig, gflop: float) -> Row | None:
-        """One image at a time with dense operators and recomputed attention, as published."""
-        try:
-            from tests.plain_loop import plain_network
-        except ImportError:
+        if plain_loop() is None:
             self.figures["left_out"].append("the published loop's way: it lives in tests/")
             return None
         if not self._has_time(f"{name}, the published loop's way"):
             return None
-        base = random_network(config).to(self.device)
-        case = self._case(_TASK, base, config, 1)
-        loop, middle = plain_case(case, plain_network(base)), mean_step(self.diffusion)[0]
         row = Row(_TASK, "plain fp32", 1)
-        self.clock.reset_peak()
-        steps = {"step": lambda: loop.step(case.x, middle, case.noise)}
-        self._rate(row, medians(self.clock, steps, self.args.repeats)["step"], gflop)
-        self._keep(name, row)
+
+        def timed() -> None:
+            steps = self.plain_steps(_TASK, random_network(config), self._side(config))
+            self.fill(row, {"step": steps["step"]}, gflop)
+
+        self._keep(name, row, timed)
         return row
 
-    def _case(self, task: str, network: Any, config: UNetConfig, batch: int) -> Case:
-        prior = Prior(network, self.diffusion)
-        return Case(task, prior, batch, self._side(config), self.device)
-
-    def _fill(self, row: Row, case: Case, gflop: float, plain: Row | None) -> None:
-        middle = mean_step(self.diffusion)[0]
-        self.clock.reset_peak()
-        functions: dict[str, Any] = {"step": lambda: case.step(middle)}
-        times = medians(self.clock, functions, self.args.repeats)
-        self._rate(row, times["step"], gflop)
-        if plain is not None and plain.images_per_hour and row.images_per_hour:
-            row.speedup = row.images_per_hour / plain.images_per_hour
-
-    def _rate(self, row: Row, ms: float, gflop: float) -> None:
-        row.step_ms, row.peak_memory_gib = ms, self.clock.peak_gib()
-        row.images_per_hour = 3.6e6 * row.batch / (ms * self.diffusion.num_timesteps)
-        row.tflops = gflop * row.batch / ms
-        row.peak_share = row.tflops / self.figures["peak_tflops"]
-
-    def _keep(self, name: str, row: Row) -> None:
+    def _keep(self, name: str, row: Row, measure: Callable[[], None]) -> None:
+        self.guard(row, measure)
         self.figures["timings"].append({"network": name, **asdict(row)})
-        print(format_row(row), flush=True)
 
     def _profile(self, name: str, config: UNetConfig) -> None:
         """The kernels that take longest in a step at the best mode and batch."""
@@ -216,7 +174,7 @@ class Session:
         best = max(rows, key=lambda row: row["images_per_hour"])
         execution = next(e for e in self._modes() if _title(e) == best["mode"])
         network = accelerate(random_network(config), execution, self.device)
-        case, middle = self._case(_TASK, network, config, best["batch"]), 500
+        case, middle = self.case(_TASK, network, best["batch"], self._side(config)), 500
         case.step(middle)
         cuda = self.device.type == "cuda"
         kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]

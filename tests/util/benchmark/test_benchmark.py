@@ -9,7 +9,7 @@ from guided_diffusion.condition_methods import ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.unet import UNetConfig
 from util.benchmark import __main__ as benchmark
-from util.benchmark import session, sweep
+from util.benchmark import case, session
 
 TINY = """
 image_size: 32
@@ -40,11 +40,11 @@ def run(config, *options):
 )
 def test_flops_of_the_published_networks(width, blocks, attention, gflop):
     config = UNetConfig(256, width, blocks, attention_resolutions=attention)
-    assert sweep.count_gflop(config, 256) == pytest.approx(gflop, rel=1e-3)
+    assert case.count_gflop(config, 256) == pytest.approx(gflop, rel=1e-3)
 
 
 def test_the_mean_step_has_about_the_mean_number_of_candidates():
-    step, mean = sweep.mean_step(GaussianDiffusion.create())
+    step, mean = case.mean_step(GaussianDiffusion.create())
     method = ProximalSampling()
     assert 10 < mean < 25
     assert abs(method.num_candidates(GaussianDiffusion.create(), step) - mean) <= 1
@@ -68,14 +68,14 @@ def test_a_sweep_fills_table_and_json(config, tmp_path, capsys):
 
 
 def test_out_of_memory_marks_the_row_and_the_sweep_goes_on(config, tmp_path, monkeypatch):
-    whole = sweep.Case.step
+    whole = case.Case.step
 
-    def step(case, t):
-        if case.batch == 2:
+    def step(timed, t):
+        if timed.batch == 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-        return whole(case, t)
+        return whole(timed, t)
 
-    monkeypatch.setattr(sweep.Case, "step", step)
+    monkeypatch.setattr(case.Case, "step", step)
     path = tmp_path / "report.json"
     options = ("--tasks", "inpainting", "--batch_sizes", "1,2,3", "--modes", "fp32", "--no_plain")
     assert run(config, *options, "--json", str(path)) == 0
@@ -88,10 +88,10 @@ def test_out_of_memory_marks_the_row_and_the_sweep_goes_on(config, tmp_path, mon
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(config, monkeypatch):
-    def step(case, t):
+    def step(timed, t):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(sweep.Case, "step", step)
+    monkeypatch.setattr(case.Case, "step", step)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         run(config, "--tasks", "inpainting", "--modes", "fp32", "--no_plain")
 
