@@ -1,46 +1,19 @@
 """The commands that an installation brings: dpps, dpps-metrics, dpps-table, dpps-posterior,
 dpps-train, dpps-download, dpps-export."""
 
-# Each imports its program when it is called; torch is loaded after the arguments are read.
+from collections.abc import Callable
+from importlib import import_module
 
 
-def restore() -> int:
-    import sample_condition
-
-    return sample_condition.main()
-
-
-def metrics() -> int:
-    from util import compute_metric
-
-    return compute_metric.main()
+def _program(module: str) -> Callable[[], int]:
+    """main() of a module, imported when it is called: they are slow to load."""
+    return lambda: import_module(module).main()
 
 
-def table() -> int:
-    from util import make_table
-
-    return make_table.main()
-
-
-def posterior() -> int:
-    from util import check_posterior
-
-    return check_posterior.main()
-
-
-def train() -> int:
-    from models import train_prior
-
-    return train_prior.main()
-
-
-def download() -> int:
-    from models import download
-
-    return download.main()
-
-
-def export() -> int:
-    from models import export
-
-    return export.main()
+restore = _program("sample_condition")
+metrics = _program("util.compute_metric")
+table = _program("util.make_table")
+posterior = _program("util.check_posterior")
+train = _program("models.train_prior")
+download = _program("models.download")
+export = _program("models.export")

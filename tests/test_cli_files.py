@@ -20,7 +20,7 @@ from tests.tiny import NAMES, SIZE, records, result_files, write_images
 from tests.tiny_run import photograph, run, save, write_configs
 from util import compute_metric
 from util.errors import UserError
-from util.runs import recording, restoration
+from util.runs import recording, restoration, saving
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -403,13 +403,13 @@ def test_an_interrupted_overwriting_run_goes_on_without_that_option(
     tiny, tmp_path, monkeypatch, capsys
 ):
     images, out = write_images(tmp_path / "images", ["a.png", "b.png"]), tmp_path / "out"
-    save_image = restoration.Restoration._save_image
+    save_image = saving.Saver._save_image
 
     def stop_then_save(self, *rest):
         signal.raise_signal(signal.SIGINT)
         save_image(self, *rest)
 
-    monkeypatch.setattr(restoration.Restoration, "_save_image", stop_then_save)
+    monkeypatch.setattr(saving.Saver, "_save_image", stop_then_save)
     assert sample_condition.main(tiny.arguments(images, out, "--overwrite")) == 130
     assert "the same command without --overwrite goes on" in capsys.readouterr().err
 

@@ -16,8 +16,9 @@ from util.runs.distributed import join_world, local_device
 from util.runs.interrupt import StopRequest
 from util.runs.job import Job
 from util.runs.recording import parse_record
-from util.runs.restoration import Restoration, Settings
+from util.runs.restoration import Restoration
 from util.runs.results import Results
+from util.runs.settings import Settings
 
 
 def load_job(args: argparse.Namespace, stop: StopRequest) -> Job:

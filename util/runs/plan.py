@@ -20,8 +20,8 @@ from util.runs.manifest import (
     read_records,
     recorded_names,
 )
-from util.runs.restoration import Settings
 from util.runs.results import Results
+from util.runs.settings import Settings
 from util.runs.sources import Sources
 
 _PLACES = {"name", "root"}  # data keys that say where the images lie, not which they are

@@ -4,13 +4,9 @@ import dataclasses
 import functools
 import logging
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from data.dataloader import Dataset, Photograph
@@ -22,77 +18,28 @@ from guided_diffusion.precision import uncompiled
 from guided_diffusion.sampling import Prior, sample
 from guided_diffusion.tiling import TiledModel
 from util.config.run_config import RunConfig
-from util.errors import OutputError, UserError, described
+from util.errors import OutputError
 from util.logger import get_logger
-from util.metrics.base import get_metric
 from util.randomness import ImageKey, PerImageNoise
 from util.runs.background import Background
 from util.runs.batching import fitting_batch, is_out_of_memory, release_memory
 from util.runs.distributed import World
 from util.runs.interrupt import Interrupted, StopRequest
-from util.runs.manifest import Manifest, Record
-from util.runs.problems import Batch, Case, ProblemBuilder, Residual
+from util.runs.manifest import Manifest
+from util.runs.problems import Batch, Case, ProblemBuilder
 from util.runs.progress import Progress
-from util.runs.recording import Recorder, RecordOptions
-from util.runs.results import PictureForm, Results, sample_kind
+from util.runs.recording import Recorder
+from util.runs.results import Results, sample_kind
+from util.runs.saving import Finished, Saver, reason_of
+from util.runs.settings import Settings
 from util.runs.sources import Sources
 from util.runs.spread import Spread
 
 OUT_OF_MEMORY = "out of memory"  # how the reason of such a failure begins
-NOT_FINITE = "the sample is not finite"
 _NO_MEMORY = object()
 _READINGS = 3  # of an image whose files change meanwhile
 _READ_AHEAD = 4  # images decoded while others are restored
 _MOST_WAITING = 4  # batches that images of several sizes may fill in memory
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the command line adds to the configs."""
-
-    seed: int = 0
-    batch_size: int | None = 1  # None: the largest that fits
-    record: RecordOptions = field(default_factory=RecordOptions)
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    grey: bool = False  # save images whose source is grey as grey
-    output_depth: int = 8  # bits of a value of the restored images, 8 or 16
-    # Seed of the measurement (kernel, mask, noise); None: `seed`. Fixed, it lets one measurement
-    # be restored several times.
-    measurement_seed: int | None = None
-    samples: int = 1  # of every image
-
-    @property
-    def seeds(self) -> range:
-        """Of the samples of an image: what a run with that seed, and the measurement of this one,
-        restores."""
-        return range(self.seed, self.seed + self.samples)
-
-    @property
-    def seed_of_measurement(self) -> int:
-        return self.seed if self.measurement_seed is None else self.measurement_seed
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """A restored batch, on the CPU, still to be saved."""
-
-    cases: Sequence[Case]
-    images: Tensor  # [B, 3, H, W], the first sample of each
-    spreads: Sequence[Spread]  # of all samples, by image; none where there is one sample
-    residuals: Sequence[Residual]
-    y: Tensor  # [B, ...]
-    views: Tensor  # of y, [B, 3, h, w]
-    arrays: Sequence[dict[str, np.ndarray]]  # masks, by image
-    recorder: Recorder
-    cost: dict[str, float]  # seconds, evaluations and gradients of an image
-
-
-def _reason(error: Exception) -> str:
-    """Why an image failed, in one line; what is our own fault also as a traceback for --verbose."""
-    if isinstance(error, UserError):
-        return str(error)
-    get_logger().debug("%s", "".join(traceback.format_exception(error)))
-    return f"{described(error)} (--verbose shows where)"
 
 
 class Counting(nn.Module):
@@ -142,7 +89,6 @@ class Restoration:
         self.sources = Sources(dataset, config.task.mask_opt)
         self.world = world or World()
         self.stop = stop or StopRequest()
-        self.manifest = Manifest(results.root, self.world.rank)
         self._kernel_shown = False
         self.steps = prior.num_steps or self.method.first_step(prior.diffusion) + 1
         self._sizes: dict[tuple[int, int], int] = {}  # of batches, by the size of the image
@@ -158,10 +104,13 @@ class Restoration:
         failed and left out. Raises Interrupted after a signal and OutputError where nothing can be
         written; everything finished before is recorded.
         """
-        self.config_hash = config_hash
-        images = len(names) if images is None else images
-        samples = self.settings.samples
-        self.progress = Progress(images, len(names), self.steps, self.world, samples)
+        images, settings = len(names) if images is None else images, self.settings
+        self.progress = Progress(images, len(names), self.steps, self.world, settings.samples)
+        manifest = Manifest(self.results.root, self.world.rank)
+        self.saver = Saver(
+            *(settings, self.dataset, self.results, manifest, self.progress),
+            *(config_hash, self.prior.channels),
+        )
         try:
             with Background() as self.background:
                 for cases in self._batches(names):
@@ -197,7 +146,7 @@ class Restoration:
         case = self._case(name, lambda: self._read(name))
         if case is not _NO_MEMORY:
             return case
-        self._fail(name, f"{OUT_OF_MEMORY} when it was read and measured; use a smaller image")
+        self.saver.fail(name, f"{OUT_OF_MEMORY} when it was read and measured; use a smaller image")
         release_memory(self.settings.device)
         return None
 
@@ -217,13 +166,13 @@ class Restoration:
                 if self.sources.unchanged(name, mark):
                     return case
                 read = functools.partial(self._read, name)
-            self._fail(name, f"{name}: changes while it is read")
+            self.saver.fail(name, f"{name}: changes while it is read")
         except OutputError:
             raise
         except Exception as error:
             if is_out_of_memory(error):
                 return _NO_MEMORY
-            self._fail(name, _reason(error))
+            self.saver.fail(name, reason_of(error))
         return None
 
     def _measured(self, name: str, photograph: Photograph, mark: dict[str, Any]) -> Case:
@@ -281,9 +230,9 @@ class Restoration:
         except (OutputError, Interrupted):
             raise
         except Exception as error:
-            finished, memory, reason = None, is_out_of_memory(error), _reason(error)
+            finished, memory, reason = None, is_out_of_memory(error), reason_of(error)
         if finished is not None:
-            self.background.submit(self._save, finished)
+            self.background.submit(self.saver.save, finished)
             return
         # Outside the handler: until here the exception kept the failed batch in memory.
         release_memory(self.settings.device)
@@ -291,7 +240,7 @@ class Restoration:
         if len(cases) == 1 and (not memory or self._at_a_time == 1):
             if memory:
                 reason = f"{OUT_OF_MEMORY} with one image at a time; use a smaller model or image"
-            self._fail(cases[0].key.name, reason, cases[0])
+            self.saver.fail(cases[0].key.name, reason, cases[0])
             return
         size = self._at_a_time // 2 if memory else 1
         if memory:
@@ -322,7 +271,7 @@ class Restoration:
         batch = self.builder.pose(list(cases), prior.for_images(keys))
         return batch, PerImageNoise(keys, self.settings.device)
 
-    def _restore_whole(self, cases: Sequence[Case]) -> "_Finished":
+    def _restore_whole(self, cases: Sequence[Case]) -> Finished:
         started, compiled = time.perf_counter(), self._compile_seconds()
         counting, self._at_a_time = self.counting(), len(cases)
         prior = dataclasses.replace(self.prior, model=counting)
@@ -342,7 +291,7 @@ class Restoration:
         images = batch.results(x).cpu()
         spreads = self._spreads(cases, prior, images) if self.settings.samples > 1 else []
         seconds = time.perf_counter() - started
-        return _Finished(
+        return Finished(
             batch.cases,
             images,
             spreads,
@@ -377,7 +326,7 @@ class Restoration:
         """Draw the other samples of images whose `first` [B, 3, H, W] are there, and save them as
         they come. As many at a time as fit, but the first ones alone: so they are, to the last
         bit, those of a run with one sample."""
-        forms, seeds = [self._form(case) for case in cases], self.settings.seeds
+        forms, seeds = [self.saver.form(case) for case in cases], self.settings.seeds
         spreads = [Spread(form.grey) for form in forms]
         for spread, image in zip(spreads, first, strict=True):
             spread.add(image)
@@ -396,10 +345,6 @@ class Restoration:
                     what = (sample_kind(seed), cases[j].output, image, forms[j])
                     self.background.submit(self.results.save_image, *what)
         return spreads
-
-    def _form(self, case: Case) -> PictureForm:
-        grey = case.grey and (self.settings.grey or self.prior.channels == 1)
-        return PictureForm(grey, self.settings.output_depth, case.dpi)
 
     def _compile_seconds(self) -> float:
         return getattr(self.prior.model, "compile_seconds", 0.0)
@@ -421,73 +366,3 @@ class Restoration:
             "--kernel_is is right",
             *(case.output, case.output),
         )
-
-    def _save(self, done: "_Finished") -> None:
-        """Files first, then the record, so that what is recorded is there."""
-        for i, case in enumerate(done.cases):
-            try:
-                self._save_one(done, i)
-            except OutputError:
-                raise
-            except Exception as error:  # of a metric, say: it concerns this image alone
-                self._fail(case.key.name, _reason(error), case)
-
-    def _save_one(self, done: "_Finished", i: int) -> None:
-        case, image = done.cases[i], done.images[i]
-        self.results.save_measurement(case.output, done.y[i], done.views[i])
-        for stem, array in (done.arrays[i] if done.arrays else {}).items():
-            self.results.save_mask(case.output, stem, array)
-        spread = done.spreads[i] if done.spreads else None
-        if torch.isfinite(image).all() and (spread is None or spread.finite):
-            self._save_film(done.recorder, case)
-            self._save_image(case, image, done.residuals[i], done.cost, spread)
-        else:
-            if spread is not None:
-                self.results.drop_samples(case.output)
-            reason = f"{NOT_FINITE}; nothing was saved. Try a smaller scale, or --steps"
-            self._fail(case.key.name, reason, case)
-
-    def _save_film(self, recorder: Recorder, case: Case) -> None:
-        """The film of an image that is about to be saved, with it or without it."""
-        try:
-            recorder.save_film(case.output)
-        except OutputError:
-            raise
-        except Exception as error:  # encoders raise whatever they like
-            reason = f"{type(error).__name__}: {error}"
-            get_logger().warning("%s: restored, but without a film (%s)", case.key.name, reason)
-
-    def _save_image(
-        self,
-        case: Case,
-        image: Tensor,
-        residual: Residual,
-        cost: Mapping[str, float],
-        spread: Spread | None,
-    ) -> None:
-        form, others = self._form(case), self.settings.seeds[1:]
-        what: dict[str, Any] = {
-            "metrics": self.results.save_restored(case.output, case.label, image, form)
-        }
-        if spread is not None:
-            self.results.drop_samples(case.output, keep=others)
-            what["spread"] = self.results.save_spread(case.output, case.label, spread, form)
-        metrics, name = what["metrics"], case.key.name
-        figures = {"residual": residual.norm, "expected_residual": residual.expected, **cost}
-        what["files"] = self.results.marks(case.output, others)
-        self.manifest.append(self._record(name, case, **what, **figures))
-        text = [f"{get_metric(m).title} {get_metric(m).text(v)}" for m, v in metrics.items()]
-        self.progress.finish(name, ", ".join([*text, f"residual {residual.norm:.3f}"]))
-        if residual.misfit:
-            get_logger().warning("%s: %s", name, residual.misfit)
-
-    def _fail(self, name: str, reason: str, case: Case | None = None) -> None:
-        for known in (name, self.dataset.path(name)):  # every line begins with the name
-            reason = reason.removeprefix(f"{known}: ")
-        self.manifest.append(self._record(name, case, error=reason))
-        self.progress.fail(name, reason)
-
-    def _record(self, name: str, case: Case | None, **what: Any) -> Record:
-        source = dict(case.source) if case else {}
-        seed = self.settings.seed
-        return Record(name, self.config_hash, seed, time.time(), source=source, **what)

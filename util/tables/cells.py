@@ -23,8 +23,10 @@ from util.runs.job import Job
 from util.runs.manifest import Manifest, Record, read_records, read_sets
 from util.runs.plan import Plan, make_plan
 from util.runs.problems import Case, ProblemBuilder
-from util.runs.restoration import NOT_FINITE, Restoration, Settings
+from util.runs.restoration import Restoration
 from util.runs.results import Results
+from util.runs.saving import NOT_FINITE
+from util.runs.settings import Settings
 from util.runs.sources import Sources
 from util.tables.baselines import BASELINES
 from util.tables.spec import Cell
