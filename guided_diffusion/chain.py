@@ -13,10 +13,12 @@ from util.errors import UserError
 from util.randomness import ImageKey
 
 
-class _Chain(Operator):
+class Chain(Operator):
     """The parts one after the other, each on what the one before it measures."""
 
-    parts: Sequence[Any]
+    def __init__(self, parts: Sequence[Any], context: OperatorContext) -> None:
+        super().__init__(context)
+        self.parts = parts
 
     @property
     def title(self) -> str:
@@ -73,28 +75,15 @@ class _Chain(Operator):
         return next((arrays for arrays in found if arrays), [])
 
 
-class Chain(_Chain):
-    """Parts of which one at least is not linear."""
-
-    def __init__(self, parts: Sequence[Operator], context: OperatorContext) -> None:
-        super().__init__(context)
-        self.parts = parts
-
-
-class LinearChain(_Chain, LinearOperator):
+class LinearChain(Chain, LinearOperator):
     """Linear parts."""
-
-    def __init__(self, parts: Sequence[LinearOperator], context: OperatorContext) -> None:
-        super().__init__(context)
-        self.parts = parts
 
     def adjoint(self, y: Tensor) -> Tensor:
         return reduce(lambda z, part: part.adjoint(z), reversed(self.parts), y)
 
 
 def _chained(parts: Sequence[Any], context: OperatorContext) -> Operator:
-    kind: Any = LinearChain if all(part.linear for part in parts) else Chain
-    return kind(parts, context)
+    return (LinearChain if all(part.linear for part in parts) else Chain)(parts, context)
 
 
 @OPERATORS.register("chain")

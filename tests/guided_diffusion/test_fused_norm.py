@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from guided_diffusion import native
 from guided_diffusion.fused_norm import normalised
+from guided_diffusion.layers import GroupNorm32
 from guided_diffusion.precision import Execution, accelerate
-from guided_diffusion.unet import GroupNorm32
 from tests import golden_data
 
 ROOT = Path(__file__).parents[2]
