@@ -9,7 +9,6 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
-from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
 from util.errors import UserError
@@ -35,6 +34,16 @@ class ConfigKey:
     default: Any
 
 
+def config_keys(entry: Callable[..., Any]) -> dict[str, ConfigKey]:
+    """The arguments of a class or function as config keys."""
+    described: Any = entry
+    hints = get_type_hints(described.__init__ if isinstance(entry, type) else entry)
+    return {
+        key: ConfigKey(key, hints.get(key, Any), p.default is Parameter.empty, p.default)
+        for key, p in signature(entry).parameters.items()
+    }
+
+
 @dataclass
 class Registry(Generic[T]):
     """Components of one `kind` ("operator", "noise", ...) by the name used in configs."""
@@ -43,9 +52,7 @@ class Registry(Generic[T]):
 
     kind: str
     provided: frozenset[str] = frozenset()
-    meant: Mapping[str, str] = field(
-        default_factory=dict
-    )  # other names -> what people mean by them
+    meant: Mapping[str, str] = field(default_factory=dict)  # other names -> those that are meant
     _entries: dict[str, Callable[..., T]] = field(default_factory=dict)
 
     def register(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
@@ -74,13 +81,5 @@ class Registry(Generic[T]):
 
     def keys(self, name: str) -> Mapping[str, ConfigKey]:
         """Config keys of the entry called `name`."""
-        entry = self.get(name)
-        described: Any = entry
-        hints = get_type_hints(described.__init__ if isinstance(entry, type) else entry)
-        return MappingProxyType(
-            {
-                key: ConfigKey(key, hints.get(key, Any), p.default is Parameter.empty, p.default)
-                for key, p in signature(entry).parameters.items()
-                if key not in self.provided
-            }
-        )
+        keys = config_keys(self.get(name))
+        return {key: value for key, value in keys.items() if key not in self.provided}

@@ -12,9 +12,9 @@ from guided_diffusion.measurements import OPERATORS
 from guided_diffusion.noise_models import NOISES
 from guided_diffusion.pretrained import PRIORS, Pretrained
 from util.config.run_config import DiffusionConfig, RunConfig, parse_named
-from util.config.schema import Component, dataclass_keys
+from util.config.schema import Component
 from util.hashing import path_mark
-from util.registry import ConfigKey, Registry
+from util.registry import ConfigKey, Registry, config_keys
 
 _NOT_READ = {"root"}  # folders of images: what they hold is known image by image
 
@@ -95,7 +95,7 @@ def _mask(mask: MaskConfig) -> dict[str, Any]:
         del settings["mask_is"]
     if mask.folder is not None:  # a mask in it belongs to its image, like the image's own file
         return {**settings, "mask": "a folder"}
-    return _contents(settings, dataclass_keys(MaskConfig))
+    return _contents(settings, config_keys(MaskConfig))
 
 
 def _component(registry: Registry[Any], component: Component) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def load_run_config(
     apply_overrides(wanted, overrides)
     _drop_params_of_another_method(raw["task"], wanted["task"])
     few = wanted["diffusion"].get("num_steps") is not None
-    if not few and _applies(wanted["diffusion"], wanted["task"]):
+    if not few:
         _guide(raw, wanted)
     apply_overrides(raw, overrides)
     if few:
@@ -173,12 +173,21 @@ def _read_model(path: str | Path) -> dict[str, Any]:
 
 def _read_task(path: str | Path) -> dict[str, Any]:
     raw = read_yaml(path)
-    measurement = raw.get("measurement")
-    operator = measurement.get("operator") if isinstance(measurement, dict) else None
-    for section, key in ((raw.get("data"), "root"), (operator, "opt_yml_path")):
-        if isinstance(section, dict) and key in section:
+    for section, key in (
+        (_within(raw, "data"), "root"),
+        (_within(raw, "measurement", "operator"), "opt_yml_path"),
+    ):
+        if key in section:
             section[key] = config_path(section[key], path)
     return raw
+
+
+def _within(raw: Any, *keys: str) -> dict[str, Any]:
+    """The section of `raw` at these keys; empty where there is none. Sections of other types are
+    refused when they are parsed, later."""
+    for key in keys:
+        raw = raw.get(key) if isinstance(raw, dict) else None
+    return raw if isinstance(raw, dict) else {}
 
 
 def load_model_config(path: str | Path) -> Pretrained:
@@ -277,49 +286,34 @@ def _drop_other_steps(diffusion: dict[str, Any], overrides: Sequence[str]) -> No
 
 def _tune(task: dict[str, Any]) -> None:
     """Give the task's method its `tuned` params."""
-    conditioning = task.get("conditioning")
-    if not isinstance(conditioning, dict) or conditioning.get("method") not in CONDITIONING.names():
-        return  # refused when the task is parsed
-    params = conditioning.get("params") or {}
-    if isinstance(params, dict):
-        conditioning["params"] = tuned(conditioning["method"], params)
+    conditioning = _within(task, "conditioning")
+    method, params = conditioning.get("method"), conditioning.get("params") or {}
+    if method in CONDITIONING.names() and isinstance(params, dict):
+        conditioning["params"] = tuned(method, params)
 
 
 def _drop_params_of_another_method(task: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Where an override chooses another method, keep of the file's params what it has as well."""
-    old, new = (c.get("conditioning") for c in (task, wanted))
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return
+    old, new = (_within(c, "conditioning") for c in (task, wanted))
     name, params = new.get("method"), old.get("params")
     if name != old.get("method") and name in CONDITIONING.names() and isinstance(params, dict):
         known = CONDITIONING.keys(name)
         old["params"] = {key: value for key, value in params.items() if key in known}
 
 
-def _applies(diffusion: dict[str, Any], task: dict[str, Any]) -> bool:
-    """Whether the diffusion config has guidance for this task, method and operator."""
-    guidance, conditioning = diffusion.get("guidance"), task.get("conditioning")
-    measurement = task.get("measurement")
-    if not (
-        isinstance(guidance, dict)
-        and isinstance(conditioning, dict)
-        and isinstance(measurement, dict)
-    ):
-        return False
-    operator = measurement.get("operator")
-    name = operator.get("name") if isinstance(operator, dict) else None
-    guided = isinstance(name, str) and isinstance(guidance.get(name), dict)
-    return guided and conditioning.get("method") == "dpps"
-
-
 def _guide(raw: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Write the guidance of the wanted operator into the sections that it concerns."""
-    given = dict(wanted["diffusion"]["guidance"][wanted["task"]["measurement"]["operator"]["name"]])
+    """Write what the wanted diffusion config has of guidance for the wanted operator, if the method
+    is dpps, into the sections that it concerns."""
+    task = wanted["task"]
+    operator = _within(task, "measurement", "operator").get("name")
+    given = dict(_within(wanted["diffusion"], "guidance", str(operator)))
+    if not given or _within(task, "conditioning").get("method") != "dpps":
+        return
     if "timestep_respacing" in given:
         raw["diffusion"]["timestep_respacing"] = given.pop("timestep_respacing")
     conditioning = raw["task"].setdefault("conditioning", {})
     params = conditioning.get("params") or {}
-    if isinstance(params, dict):  # what is not is refused when the task is parsed
+    if isinstance(params, dict):
         conditioning["params"] = {**params, **given}
 
 

@@ -5,16 +5,15 @@ import dataclasses
 import math
 import os
 import types
-import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
 from util.errors import UserError
 from util.files import read_bytes, shown
-from util.registry import ConfigKey, Registry, did_you_mean
+from util.registry import ConfigKey, Registry, config_keys, did_you_mean
 
 T = TypeVar("T")
 
@@ -121,17 +120,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def parse_dataclass(cls: type[T], raw: Any, where: str) -> T:
     """Build dataclass `cls` from the mapping `raw`, checking names and types."""
-    return cls(**parse_keys(dataclass_keys(cls), raw, where))
-
-
-def dataclass_keys(cls: type) -> dict[str, ConfigKey]:
-    """The fields of dataclass `cls` as config keys."""
-    hints = get_type_hints(cls)
-    keys = {}
-    for f in dataclasses.fields(cls):
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        keys[f.name] = ConfigKey(f.name, hints[f.name], required, f.default)
-    return keys
+    return cls(**parse_keys(config_keys(cls), raw, where))
 
 
 def parse_keys(keys: Mapping[str, ConfigKey], raw: Any, where: str) -> dict[str, Any]:
@@ -164,6 +153,22 @@ class Component:
         """All settings; those that are left out have their defaults."""
         keys = registry.keys(self.name)
         return {name: self.params.get(name, key.default) for name, key in keys.items()}
+
+
+def check_names(items: Sequence[Any], where: str) -> None:
+    """UserError unless there are `items`, and each has a `name` of its own."""
+    names = [item.name for item in items]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{where}: at least one is needed, and names must differ")
+
+
+def check_least(config: Any, where: str, **least: float) -> None:
+    """UserError where an attribute of `config` is below its least value; None is not."""
+    for name, value in least.items():
+        if getattr(config, name) is not None and getattr(config, name) < value:
+            raise UserError(
+                f"{where}: {name} must be at least {value}, got {getattr(config, name)}"
+            )
 
 
 def parse_component(registry: Registry[Any], name: Any, raw: Any, where: str) -> Component:
@@ -247,7 +252,7 @@ def _type_name(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if get_origin(hint) in (tuple, list):
-        args = [a for a in typing.get_args(hint) if a is not Ellipsis]
+        args = [a for a in get_args(hint) if a is not Ellipsis]
         return f"a list of {_type_name(args[0]).removeprefix('a ')}s"
     return _TYPE_NAMES.get(hint, getattr(hint, "__name__", str(hint)))
 

@@ -11,7 +11,7 @@ from guided_diffusion.measurements import OPERATORS, LinearOperator, OperatorCon
 from guided_diffusion.noise_models import LEAST_SIGMA
 from util.config.overrides import apply_overrides
 from util.config.run_config import build_part, parse_named, tuned
-from util.config.schema import parse_component, parse_dataclass, read_yaml
+from util.config.schema import check_least, check_names, parse_component, parse_dataclass, read_yaml
 from util.config.shipped import find_config
 from util.errors import UserError
 from util.posterior.exact import EXACT
@@ -148,22 +148,10 @@ def load_spec(path: str | Path, overrides: list[str] | None = None) -> CheckSpec
 
 def check_spec(spec: CheckSpec, where: str) -> None:
     """UserError for a check that cannot be made."""
-    for what, items in (
-        ("priors", spec.priors),
-        ("operators", spec.operators),
-        ("rows", spec.rows),
-    ):
-        names = [item.name for item in items]
-        if not names or len(set(names)) < len(names):
-            raise UserError(f"{where}: {what}: at least one is needed, and names must differ")
-    for name, value, least in (
-        ("size", spec.size, _LEAST_SIZE),
-        ("runs", spec.runs, 2),
-        ("samples", spec.samples, 2),
-        ("sigma", spec.sigma, LEAST_SIGMA),
-    ):
-        if value < least:
-            raise UserError(f"{where}: {name} must be at least {least}, got {value}")
+    check_names(spec.priors, f"{where}: priors")
+    check_names(spec.operators, f"{where}: operators")
+    check_names(spec.rows, f"{where}: rows")
+    check_least(spec, where, size=_LEAST_SIZE, runs=2, samples=2, sigma=LEAST_SIGMA)
     _check_memory(spec, where)
     known = [operator.name for operator in spec.operators]
     for prior in spec.priors:

@@ -12,7 +12,7 @@ from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.precision import PRECISIONS
 from util.config.effective import effective_settings
 from util.config.run_config import RunConfig, load_run_config
-from util.config.schema import parse_dataclass, read_yaml
+from util.config.schema import check_least, check_names, parse_dataclass, read_yaml
 from util.config.shipped import config_path, find_config
 from util.errors import UserError
 from util.hashing import file_hash, settings_hash
@@ -127,10 +127,8 @@ def load_spec(path: str | Path) -> TableSpec:
 
 def check_spec(spec: TableSpec, where: str) -> None:
     """UserError for a table that cannot be made."""
-    for what, items in (("rows", spec.rows), ("tasks", spec.tasks)):
-        names = [item.name for item in items]
-        if not names or len(set(names)) < len(names):
-            raise UserError(f"{where}: {what}: at least one is needed, and names must differ")
+    check_names(spec.rows, f"{where}: rows")
+    check_names(spec.tasks, f"{where}: tasks")
     for row in spec.rows:
         at = f'{where}: row "{row.name}"'
         if (row.method is None) == (row.baseline is None):
@@ -152,13 +150,7 @@ def check_spec(spec: TableSpec, where: str) -> None:
     for metric in spec.metrics:
         get_metric(metric, f"{where}: metrics")
     _check_published(spec, where)
-    for name, value, least in (
-        ("batch_size", spec.batch_size, 1),
-        ("figure_images", spec.figure_images, 0),
-        ("limit", spec.limit, 1),
-    ):
-        if value is not None and value < least:
-            raise UserError(f"{where}: {name} must be at least {least}, got {value}")
+    check_least(spec, where, batch_size=1, figure_images=0, limit=1)
 
 
 def _check_published(spec: TableSpec, where: str) -> None:
