@@ -1,7 +1,7 @@
 """The three config files of a run as typed objects, and how they are combined."""
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -318,17 +318,36 @@ def _guide(raw: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 _LARGEST_SIGMA = 2.0
-_TASK_KEYS = {"conditioning", "data", "measurement"}
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A task config as it stands in its file."""
+
+    conditioning: Any
+    data: Any
+    measurement: Any
+
+
+@dataclass(frozen=True)
+class _Conditioning:
+    method: Any
+    params: Any = None
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    operator: Any
+    noise: Any
+    mask_opt: Any = None
 
 
 def _parse_task(raw: dict[str, Any], where: str) -> TaskConfig:
-    task = _section(raw, where, _TASK_KEYS)
-    conditioning = _section(task["conditioning"], f"{where}: conditioning", {"method"}, {"params"})
-    measurement = _section(
-        task["measurement"], f"{where}: measurement", {"operator", "noise"}, {"mask_opt"}
-    )
-    mask = measurement.get("mask_opt")
-    noise = parse_named(NOISES, measurement["noise"], f"{where}: measurement.noise")
+    task = parse_dataclass(_Task, raw, where)
+    conditioning = parse_dataclass(_Conditioning, task.conditioning, f"{where}: conditioning")
+    measurement = parse_dataclass(_Measurement, task.measurement, f"{where}: measurement")
+    mask = measurement.mask_opt
+    noise = parse_named(NOISES, measurement.noise, f"{where}: measurement.noise")
     sigma = noise.params.get("sigma")
     if isinstance(sigma, float) and sigma > _LARGEST_SIGMA:
         raise UserError(
@@ -337,13 +356,11 @@ def _parse_task(raw: dict[str, Any], where: str) -> TaskConfig:
         )
     return TaskConfig(
         parse_component(
-            CONDITIONING,
-            conditioning["method"],
-            conditioning.get("params"),
+            *(CONDITIONING, conditioning.method, conditioning.params),
             f"{where}: conditioning.params",
         ),
-        parse_named(DATASETS, task["data"], f"{where}: data"),
-        parse_named(OPERATORS, measurement["operator"], f"{where}: measurement.operator"),
+        parse_named(DATASETS, task.data, f"{where}: data"),
+        parse_named(OPERATORS, measurement.operator, f"{where}: measurement.operator"),
         noise,
         None if mask is None else parse_dataclass(MaskConfig, mask, f"{where}: mask_opt"),
     )
@@ -351,29 +368,15 @@ def _parse_task(raw: dict[str, Any], where: str) -> TaskConfig:
 
 def parse_named(registry: Any, raw: Any, where: str) -> Component:
     """A section whose `name` chooses the component and whose other keys are its settings."""
-    section = _section(raw, where, {"name"}, None)
-    rest = {k: v for k, v in section.items() if k != "name"}
-    return parse_component(registry, section["name"], rest, where)
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: expected keys and values with name")
+    if "name" not in raw:
+        raise UserError(f"{where}: missing key name")
+    rest = {k: v for k, v in raw.items() if k != "name"}
+    return parse_component(registry, raw["name"], rest, where)
 
 
 def build_part(section: Any, context: OperatorContext) -> Operator:
     """The operator in a section of `parts`, for OperatorContext.build_part."""
     part = parse_named(OPERATORS, section, "measurement.operator: parts")
     return part.build(OPERATORS, context=context)
-
-
-def _section(
-    raw: Any, where: str, required: set[str], optional: Collection[str] | None = ()
-) -> dict[str, Any]:
-    """`raw` as a mapping with these keys; `optional` None leaves further keys unchecked."""
-    if not isinstance(raw, dict):
-        raise UserError(f"{where}: expected keys and values with {', '.join(sorted(required))}")
-    missing = sorted(required - raw.keys())
-    if missing:
-        raise UserError(f"{where}: missing key {', '.join(missing)}")
-    if optional is not None:
-        allowed = sorted(required | set(optional))
-        for key in raw:
-            if key not in allowed:
-                raise UserError(f'{where}: unknown key "{key}"; known: {", ".join(allowed)}')
-    return raw
