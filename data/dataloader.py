@@ -38,6 +38,8 @@ _OTHER_PICTURES = frozenset(
 _NUMPY_SUFFIXES = frozenset({".npy", ".npz"})  # of measurements
 _LARGEST_MEASURED = 3.0  # of values that stand for [-1, 1], noise included
 
+Fit = Literal["crop", "resize", "pad", "tile"]
+
 
 def find_images(root: str | Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
     """All image files below `root`, sorted by path; UserError if there are none.
@@ -126,6 +128,11 @@ class Dataset:
         if overlap is not None and fit != "tile":
             raise UserError(f"data.overlap: windows overlap, and there are none with fit: {fit}")
 
+    @property
+    def any_size(self) -> bool:
+        """Whether images keep their own size."""
+        return self.fit in ("pad", "tile")
+
     def open(self, name: str) -> Picture | Image.Image:
         """The whole image called `name`; UserError if it cannot be read."""
         raise NotImplementedError
@@ -155,7 +162,7 @@ class Dataset:
             picture = Picture(np.asarray(picture.convert("RGB")))
         stored = opaque = None
         pixels = picture.on_white()
-        if self.fit in ("pad", "tile"):
+        if self.any_size:
             if picture.alpha is not None:
                 stored, opaque = to_tensor(picture.pixels), (picture.opacity > 0.5).astype(np.uint8)
         else:
@@ -226,12 +233,7 @@ class ImageFolder(Dataset):
     suffixes = IMAGE_SUFFIXES
 
     def __init__(
-        self,
-        root: str,
-        fit: Literal["crop", "resize", "pad", "tile"] = "crop",
-        overlap: int | None = None,
-        *,
-        image_size: int,
+        self, root: str, fit: Fit = "crop", overlap: int | None = None, *, image_size: int
     ) -> None:
         super().__init__(image_size, fit, overlap)
         self.root = Path(root)
@@ -327,12 +329,7 @@ class SkimagePhotographs(Dataset):
     names: tuple[str, ...] = ("astronaut", "chelsea", "coffee", "rocket")
 
     def __init__(
-        self,
-        root: str = "",
-        fit: Literal["crop", "resize", "pad", "tile"] = "crop",
-        overlap: int | None = None,
-        *,
-        image_size: int,
+        self, root: str = "", fit: Fit = "crop", overlap: int | None = None, *, image_size: int
     ) -> None:
         super().__init__(image_size, fit, overlap)
 
@@ -353,9 +350,5 @@ class SkimageFace(SkimagePhotographs):
     _BOX = (141, 24, 308, 191)
 
     def open(self, name: str) -> Image.Image:
-        upright = (
-            super()
-            .open("astronaut")
-            .rotate(self._TILT, Image.Resampling.BICUBIC, center=self._BETWEEN_EYES)
-        )
-        return upright.crop(self._BOX)
+        photograph, how = super().open("astronaut"), Image.Resampling.BICUBIC
+        return photograph.rotate(self._TILT, how, center=self._BETWEEN_EYES).crop(self._BOX)

@@ -41,9 +41,6 @@ KernelIs = Literal["psf", "correlation"]
 class Denoising(LinearOperator):
     """A = identity: the image is only noisy."""
 
-    def __init__(self, *, context: OperatorContext) -> None:
-        super().__init__(context)
-
     def __call__(self, x: Tensor) -> Tensor:
         return x
 
@@ -170,9 +167,9 @@ def gaussian_blur(
 
     kernel, kernel_is: see `read_kernel`
     """
-    _check_kernel_keys("gaussian_blur", kernel, kernel_is)
-    if kernel is not None:
-        return KernelBlur(context, read_kernel(kernel, kernel_is))
+    array = _given_kernel("gaussian_blur", kernel, kernel_is)
+    if array is not None:
+        return KernelBlur(context, array)
     return GaussianBlur(kernel_size, intensity, context=context)
 
 
@@ -200,10 +197,8 @@ class MotionBlur(KernelBlur):
         *,
         context: OperatorContext,
     ) -> None:
-        _check_kernel_keys("motion_blur", kernel, kernel_is)
-        if kernel is not None:
-            array = read_kernel(kernel, kernel_is)
-        else:
+        array = _given_kernel("motion_blur", kernel, kernel_is)
+        if array is None:
             _check_kernel_size("motion_blur", kernel_size)
             if not 0 <= intensity <= 1:
                 raise UserError(f"motion_blur: intensity must be in [0, 1], got {intensity}")
@@ -249,9 +244,10 @@ def read_kernel(path: str, kernel_is: KernelIs | None = None) -> np.ndarray:
     return (kernel / total).astype(np.float32)
 
 
-def _check_kernel_keys(name: str, kernel: str | None, kernel_is: str | None) -> None:
-    if kernel_is is not None and kernel is None:
+def _given_kernel(name: str, path: str | None, kernel_is: KernelIs | None) -> np.ndarray | None:
+    if kernel_is is not None and path is None:
         raise UserError(f"{name}: kernel_is says how to read a kernel's file; give kernel as well")
+    return None if path is None else read_kernel(path, kernel_is)
 
 
 def _check_kernel_size(name: str, size: int) -> None:

@@ -73,9 +73,7 @@ def download(checkpoint: Checkpoint, folder: Path, source: str = SOURCE) -> Path
     """
     target = folder / checkpoint.local
     if os.path.lexists(target):
-        with open_regular(target) as file:
-            whole = stream_hash(file) == checkpoint.sha256
-        if whole:
+        if _is_whole(target, checkpoint):
             return target
         raise UserError(
             f"{target}: exists, but is not the published file (SHA-256 differs); move it away "
@@ -114,6 +112,11 @@ def download(checkpoint: Checkpoint, folder: Path, source: str = SOURCE) -> Path
     return target
 
 
+def _is_whole(path: str | Path, checkpoint: Checkpoint) -> bool:
+    with open_regular(path) as file:
+        return stream_hash(file) == checkpoint.sha256
+
+
 def _by_hub(checkpoint: Checkpoint, target: Path) -> bool:
     """Whether huggingface_hub, where it is installed, has put the whole file at `target`."""
     try:
@@ -123,13 +126,12 @@ def _by_hub(checkpoint: Checkpoint, target: Path) -> bool:
     place = target.with_name(f".{target.name}")  # what an interrupted transfer leaves stays there
     try:
         fetched = hf_hub_download(_REPOSITORY, checkpoint.remote, local_dir=place)
-        with open_regular(fetched) as file:
-            whole = stream_hash(file) == checkpoint.sha256
+        whole = _is_whole(fetched, checkpoint)
         if whole:
             os.replace(fetched, target)
-            shutil.rmtree(place)
-            return True
         shutil.rmtree(place)
+        if whole:
+            return True
         reason = "sent another file"
     except Exception as error:  # of the network, the disk or the package
         reason = first_line(error)

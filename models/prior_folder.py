@@ -12,12 +12,13 @@ from guided_diffusion.gaussian_diffusion import linear_betas
 from models.checkpoint import load_state, unwrapped
 from models.priors.guided_diffusion import GuidedDiffusionPrior
 from models.priors.hub import OWN_CLASS, WEIGHTS
+from models.priors.schedulers import MEAN_TYPES
 from util.atomic import write
 from util.config.run_config import DiffusionConfig, load_diffusion_config, load_model_config
 from util.errors import UserError
 
 _SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-_PREDICTIONS = {"epsilon": "epsilon", "start_x": "sample", "velocity": "v_prediction"}
+_PREDICTIONS = {ours: theirs for theirs, ours in MEAN_TYPES.items()}
 
 
 def export_prior(

@@ -329,7 +329,10 @@ def _run(
         if trainer.iteration % config.checkpoint_every == 0 or finished:
             rate = crops / (time.perf_counter() - since)
             mean = torch.stack(losses).mean().item()
-            errors = _held_out_errors(trainer, held_out)
+            errors = []
+            if held_out:
+                found = validation_loss(trainer.ema, trainer.diffusion, held_out)
+                errors = list(found.values())
             columns = [f"{error:.6f}" for error in errors]
             writer.writerow([trainer.iteration, f"{mean:.6f}", f"{rate:.1f}", *columns])
             log.flush()
@@ -337,13 +340,6 @@ def _run(
             bar.set_postfix(loss=f"{mean:.4f}", images_per_s=f"{rate:.0f}")
             losses, crops, since = [], 0, time.perf_counter()
     bar.close()
-
-
-def _held_out_errors(trainer: Trainer, held_out: list[Tensor]) -> list[float]:
-    """The averaged weights' error on the held-out images, at each of VALIDATION_TIMESTEPS."""
-    if not held_out:
-        return []
-    return list(validation_loss(trainer.ema, trainer.diffusion, held_out).values())
 
 
 def _trim_log(path: Path, iteration: int) -> None:

@@ -18,15 +18,7 @@ from util.errors import UserError
 
 _CLASSES = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
 # Of the scheduler -> of GaussianDiffusion
-_MEAN_TYPES = {"epsilon": "epsilon", "sample": "start_x", "v_prediction": "velocity"}
-_VARIANCE_TYPES = {
-    "fixed_small": "fixed_small",
-    "fixed_small_log": "fixed_small",
-    "fixed_large": "fixed_large",
-    "fixed_large_log": "fixed_large",
-    "learned_range": "learned_range",
-    "learned": "learned",
-}
+MEAN_TYPES = {"epsilon": "epsilon", "sample": "start_x", "v_prediction": "velocity"}
 
 
 @dataclass(frozen=True)
@@ -114,11 +106,11 @@ class SchedulerConfig:
     ) -> GaussianDiffusion:
         """The process, cut to the timesteps `kept` or to those that the diffusion config's
         `options` ask for; a fixed variance in them stands."""
-        variance, asked = _VARIANCE_TYPES[self.variance_type], options["model_var_type"]
+        variance, asked = self.variance_type.removesuffix("_log"), options["model_var_type"]
         return GaussianDiffusion.from_betas(
             self.betas(),
             self.timesteps(options["timestep_respacing"]) if kept is None else kept,
-            model_mean_type=_MEAN_TYPES[self.prediction_type],
+            model_mean_type=MEAN_TYPES[self.prediction_type],
             model_var_type=asked if asked.startswith("fixed") else variance,
             x0_limit=self.limit(),
         )

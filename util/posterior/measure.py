@@ -252,7 +252,7 @@ class Case:
 def run_check(result: CheckResult) -> None:
     """Run everything; `result`, empty at first, holds what is finished."""
     spec = result.spec
-    progress = _Progress(spec.count)
+    done = 0
     for operator in spec.operators:
         priors = [p for p in spec.priors if operator in spec.operators_of(p)]
         if not priors:
@@ -265,20 +265,11 @@ def run_check(result: CheckResult) -> None:
             result.cases.sort(key=lambda c: spec.priors.index(c.prior))
             for row in spec.rows:
                 for steps in spec.steps_of(prior, operator, row):
-                    cells.append(case.cell(row, steps))
-                    progress.tell(f"{prior.name}, {operator.name}", cells[-1])
-
-
-class _Progress:
-    """A line for every cell."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
-
-    def tell(self, case: str, cell: CellResult) -> None:
-        self.done += 1
-        get_logger().info(
-            "%d/%d %s, %s, %s steps: %s",
-            *(self.done, self.total, case, cell.row, cell.steps),
-            cell.problem or f"{cell.seconds:.1f} s",
-        )
+                    cell = case.cell(row, steps)
+                    cells.append(cell)
+                    done += 1
+                    get_logger().info(
+                        "%d/%d %s, %s, %s, %s steps: %s",
+                        *(done, spec.count, prior.name, operator.name, row.name, steps),
+                        cell.problem or f"{cell.seconds:.1f} s",
+                    )

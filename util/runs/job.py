@@ -27,11 +27,8 @@ class Job:
     def __init__(self, restoration: Restoration) -> None:
         self.restoration = restoration
         self.settings, self.dataset = restoration.settings, restoration.dataset
-        self.results, self.world, self.stop = (
-            restoration.results,
-            restoration.world,
-            restoration.stop,
-        )
+        self.results, self.world = restoration.results, restoration.world
+        self.stop = restoration.stop
         self.started = time.perf_counter()
         self._again = "the same command"  # that goes on after an interruption
 

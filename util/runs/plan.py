@@ -75,7 +75,7 @@ def least_bytes(
 
     0 where images have any size, which is not known beforehand.
     """
-    if dataset.fit in ("pad", "tile"):
+    if dataset.any_size:
         return 0
     side = dataset.image_size
     channels = operator.context.channels

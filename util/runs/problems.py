@@ -157,8 +157,7 @@ class ProblemBuilder:
         self.operator = lru_cache(maxsize=4)(self._operator)
         self._mask_told = self._grey_told = False
         self._in_use: WeakValueDictionary[tuple[int, int], Operator] = WeakValueDictionary()
-        any_size = dataset.fit in ("pad", "tile")
-        side = max(self.size, _PROBED_SIDE) if any_size else self.size
+        side = max(self.size, _PROBED_SIDE) if dataset.any_size else self.size
         self.probe = self.operator(side, side)
         self._check()
 
@@ -182,21 +181,21 @@ class ProblemBuilder:
         return operator
 
     def _check(self) -> None:
-        task, fit, operator = self.config.task, self.dataset.fit, self.probe
+        task, any_size, operator = self.config.task, self.dataset.any_size, self.probe
         masks = task.mask_opt.folder if task.mask_opt else None
         unstated = task.mask_opt is None and not self.dataset.measured
         bound = operator
-        if unstated or (fit in ("crop", "resize") and masks is None):
+        if unstated or (not any_size and masks is None):
             # No mask_opt, or one that fits no image of the model's size, is found here.
             bound = operator.bind([ImageKey(self.seed, "")])
         if bound is not operator or not operator.differs_by_image:
             check_operator(bound, task.operator.name)
-        if fit in ("pad", "tile") and not self._lies_beside(operator):
+        if any_size and not self._lies_beside(operator):
             raise UserError(
                 f"{task.operator.name}: its measurements are no pictures that could be laid beside "
                 "windows or cut; use data.fit crop or resize"
             )
-        if not operator.linear and (fit in ("pad", "tile") or self.dataset.measured):
+        if not operator.linear and (any_size or self.dataset.measured):
             raise UserError(
                 f"{task.operator.name}: works on images of the model's size that are measured "
                 "here (data.fit crop or resize); its measurements are no images that could be "
@@ -334,8 +333,7 @@ class ProblemBuilder:
 
     def pose(self, cases: list[Case], prior: Prior) -> Batch:
         """The problem of `cases`, all of one size and start, for `prior`."""
-        prior = prior.scheduled(cases[0].start)
-        fit, border = self.dataset.fit, self.dataset.border
+        prior, border = prior.scheduled(cases[0].start), self.dataset.border
         y, known = torch.stack([case.y for case in cases]), None
         masks = [case.known for case in cases if case.known is not None]
         if masks:  # of all, or of none
@@ -343,24 +341,22 @@ class ProblemBuilder:
         first, *others = [case.operator for case in cases]
         operator = first.join(others)
         height, width = cases[0].size
-        if fit not in ("pad", "tile"):
-            shape = operator.context.shape
-            problem = Problem(y, operator, self.noiser, prior.diffusion, shape, known=known)
-            return Batch(cases, Frame(height, width, height, width), operator, problem, prior)
-        frame = Frame.fitting(height, width, self.size, prior.size_multiple)
+        frame = Frame(height, width, height, width)
+        if self.dataset.any_size:
+            frame = Frame.fitting(height, width, self.size, prior.size_multiple)
         framed = operator
         if border or not frame.is_trivial:
             framed = FramedOperator(operator, frame, border)
         problem = Problem(
-            cut_border(y, border),
+            cut_border(y, border) if border else y,
             framed,
             self.noiser,
             prior.diffusion,
-            (self.channels, frame.full_height, frame.full_width),
+            framed.context.shape,
             WholeImage(distance_factor(height, width, self.size)),
             known,
         )
-        if fit == "tile":
+        if self.dataset.fit == "tile":
             tiling = Tiling(frame.full_height, frame.full_width, self.size, self.dataset.overlap)
             prior = replace(prior, model=TiledModel(prior.model, tiling))
             problem = replace(problem, extent=WindowExtent(tiling, frame, problem.y, border))
