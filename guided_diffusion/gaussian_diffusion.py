@@ -338,7 +338,8 @@ def ddpm(diffusion: GaussianDiffusion, prior: PriorStep, x_t: Tensor, t: Tensor)
     """Ancestral sampling; the last step (t = 0) adds no noise."""
     std = (0.5 * prior.log_variance).exp()
     per_x0 = diffusion.at("posterior_mean_coef1", t, x_t)
-    return Transition(prior.mean, torch.where(_is_last(t, std), 0.0, std), per_x0)
+    last = (t == 0).view(-1, *[1] * (std.ndim - 1))
+    return Transition(prior.mean, torch.where(last, 0.0, std), per_x0)
 
 
 @SAMPLERS.register("ddim")
@@ -350,7 +351,3 @@ def ddim(
     towards_x0, towards_eps, std = diffusion.ddim_at(eta, t, x_t)
     per_x0 = towards_x0 - towards_eps / diffusion.at("sqrt_recipm1_alphas_cumprod", t, x_t)
     return Transition(towards_x0 * prior.x0_hat + towards_eps * eps, std, per_x0)
-
-
-def _is_last(t: Tensor, like: Tensor) -> Tensor:
-    return (t == 0).view(-1, *[1] * (like.ndim - 1))

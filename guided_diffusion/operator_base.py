@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data.masks import MaskConfig
 from guided_diffusion.natural_images import wiener
 from guided_diffusion.spectra import CUTOFF, SeparableFactors, Spectrum
-from util.errors import UnsupportedError, UserError
+from util.errors import UserError
 from util.randomness import ImageKey
 from util.registry import Registry
 
@@ -195,15 +195,6 @@ class LinearOperator(Operator):
         Values up to `cutoff` times the largest count as zero.
         """
         return None
-
-    def pseudo_inverse(self, y: Tensor, cutoff: float = CUTOFF) -> Tensor:
-        """A^+ y in closed form; UserError for operators that have none."""
-        spectrum = self.spectrum(cutoff)
-        if spectrum is None:
-            raise UnsupportedError(
-                f"{type(self).__name__}: no pseudo-inverse is known for this operator"
-            )
-        return spectrum.pseudo_inverse(y)
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         return x - self.adjoint(self(x) - y)

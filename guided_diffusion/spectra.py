@@ -29,12 +29,8 @@ class Spectrum:
     image: Callable[[Tensor], Tensor]
     measured: Callable[[Tensor], Tensor]
 
-    def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """A^+ y: the smallest of the images that come closest to measuring as y."""
-        return self.image(self.measured(y) * self.inverse_values())
-
     def inverse_values(self) -> Tensor:
-        """1/s, and 0 where s is 0."""
+        """1/s, and 0 where s is 0: A^+ y is image(measured(y) times these)."""
         known = self.values > 0
         return torch.where(known, 1 / self.values.where(known, 1.0), 0.0)
 

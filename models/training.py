@@ -147,29 +147,9 @@ class Trainer:
                 f"{self.path}: checkpoint of another architecture; choose another run_dir or "
                 "give back the model config it was started with"
             )
-        optimiser = saved.get("optimiser")
-        if optimiser != self.config.optimiser:
-            known = optimiser if isinstance(optimiser, str) else "of another version"
-            raise UserError(
-                f"{self.path}: this run was started with optimiser {known}; choose another run_dir "
-                "for a new one"
-            )
-        begun_from = saved.get("initial_weights", self.config.initial_weights)
-        if begun_from != self.config.initial_weights:
-            raise UserError(
-                f"{self.path}: this run began from {begun_from or 'nothing'}, not from "
-                f"{self.config.initial_weights or 'nothing'}; choose another run_dir for a new one"
-            )
-        if saved.get("holdout", self.config.holdout) != self.config.holdout:
-            raise UserError(
-                f"{self.path}: this run was started with holdout {saved['holdout']}; choose "
-                "another run_dir for a new one"
-            )
-        if (saved.get("labels") is None) != (self.labels is None):
-            raise UserError(
-                f"{self.path}: this run was started with{'out' * (self.labels is not None)} "
-                "augmentation; choose another run_dir for a new one"
-            )
+        other = self._other_beginning(saved)
+        if other:
+            raise UserError(f"{self.path}: this run {other}; choose another run_dir for a new one")
         self.model.load_state_dict(saved["model"])
         self.ema.load_state_dict(saved["ema"])
         for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
@@ -178,6 +158,22 @@ class Trainer:
             self.labels.load_state_dict(saved["labels"])
         self.best = saved.get("best", self.best)
         self.iteration = saved["iteration"]
+
+    def _other_beginning(self, saved: dict[str, Any]) -> str:
+        """How the run of a checkpoint began, where it was not as this one; "" else."""
+        config, optimiser = self.config, saved.get("optimiser")
+        if optimiser != config.optimiser:
+            known = optimiser if isinstance(optimiser, str) else "of another version"
+            return f"was started with optimiser {known}"
+        begun_from = saved.get("initial_weights", config.initial_weights)
+        if begun_from != config.initial_weights:
+            now = config.initial_weights or "nothing"
+            return f"began from {begun_from or 'nothing'}, not from {now}"
+        if saved.get("holdout", config.holdout) != config.holdout:
+            return f"was started with holdout {saved['holdout']}"
+        if (saved.get("labels") is None) != (self.labels is None):
+            return f"was started with{'out' * (self.labels is not None)} augmentation"
+        return ""
 
     def save(self, score: float | None = None) -> None:
         """Write the checkpoint and, as output, the averaged weights: the last ones or, with a

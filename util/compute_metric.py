@@ -24,7 +24,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,8 +43,6 @@ from util.statistics import Mean, mean_and_error
 RUN_METRICS = tuple(run_metric_names())
 _OTHER_DECIMALS = 4  # of columns that are no metrics
 _SHOWN_NAMES = 5
-
-ImageMetric = Callable[[np.ndarray, np.ndarray], float]
 
 
 def run_metrics(label: np.ndarray, image: np.ndarray) -> dict[str, float]:

@@ -32,10 +32,8 @@ def compare_fast(args: argparse.Namespace, device: torch.device) -> dict[str, An
     """
     if args.data_root is None:
         raise UserError("--compare_fast: needs --data_root, a folder of photographs")
-    model, diffusion = (
-        load_model_config(args.model_config),
-        load_diffusion_config(args.diffusion_config),
-    )
+    model = load_model_config(args.model_config)
+    diffusion = load_diffusion_config(args.diffusion_config)
     size = args.image_size or model.image_size
     dataset = ImageFolder(args.data_root, image_size=size)
     names = dataset.names[: args.limit]

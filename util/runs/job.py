@@ -131,7 +131,7 @@ class Job:
 
     def _name_those_gone(self, outcome: Outcome) -> None:
         there = {output_name(name) for name in self.dataset.names}
-        gone = sorted({row.name for row in outcome.rows} - there)
+        gone = sorted({row.output for row in outcome.rows} - there)
         if gone:
             more = ", ..." * (len(gone) > _SHOWN_NAMES)
             get_logger().warning(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.dataloader import output_name
 from util.errors import OutputError, UserError
 from util.files import explained, is_run_record
 from util.hashing import settings_hash
@@ -47,6 +48,11 @@ class Record:
     @property
     def done(self) -> bool:
         return self.error is None
+
+    @property
+    def output(self) -> str:
+        """Path of the image's result files below their folder, without ending."""
+        return output_name(self.file)
 
 
 _FIELDS = {f.name for f in dataclasses.fields(Record)}
@@ -117,29 +123,23 @@ def _record(line: Mapping[str, Any]) -> Record | None:
         record = Record(**{k: v for k, v in line.items() if k in _FIELDS})
     except TypeError:  # a field is missing
         return None
-    numbers = (
-        [record.time, record.seconds, *record.metrics.values(), *record.spread.values()]
-        if _is_map(record.metrics) and _is_map(record.spread)
-        else [None]
-    )
+    if not _are(dict, record.metrics, record.spread, record.source, record.files):
+        return None
+    numbers = [record.time, record.seconds, *record.metrics.values(), *record.spread.values()]
     optional = [record.residual, record.expected_residual]
     right = (
-        isinstance(record.file, str)
-        and record.file
-        and isinstance(record.config, str)
-        and (record.error is None or isinstance(record.error, str))
+        record.file
+        and _are(str, record.file, record.config)
+        and _are(str | None, record.error)
         and all(map(_is_number, numbers))
         and all(value is None or _is_number(value) for value in optional)
-        and _is_map(record.source)
-        and all(map(_is_map, record.source.values()))
-        and _is_map(record.files)
-        and all(map(_is_map, record.files.values()))
+        and _are(dict, *record.source.values(), *record.files.values())
     )
     return record if right else None
 
 
-def _is_map(value: Any) -> bool:
-    return isinstance(value, dict)
+def _are(kind: Any, *values: Any) -> bool:
+    return all(isinstance(value, kind) for value in values)
 
 
 def _is_number(value: Any) -> bool:

@@ -14,7 +14,7 @@ from data.dataloader import output_name
 from util.compute_metric import RUN_METRICS
 from util.files import read_bytes
 from util.metrics.base import get_metric
-from util.runs.manifest import read_records
+from util.runs.manifest import Record, read_records
 from util.runs.problems import Residual
 from util.runs.results import (
     FIGURES,
@@ -24,8 +24,9 @@ from util.runs.results import (
     SPREAD,
     STD,
     Results,
-    Row,
+    kinds_of,
     means_of,
+    value_of,
 )
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
@@ -37,7 +38,7 @@ _FORMATS |= {STD: "{:.2f} of 255"}
 class Outcome:
     """What became of the images that a run was asked for, and all that is finished."""
 
-    rows: list[Row]  # everything finished in the folder with these settings, earlier runs too
+    rows: list[Record]  # everything finished in the folder with these settings, earlier runs too
     failed: dict[str, str]  # asked for: name -> reason
     missing: list[str]  # asked for, neither finished nor failed
 
@@ -51,13 +52,9 @@ def final_report(results: Results, config: str, names: Sequence[str]) -> Outcome
     config: hash of the run's settings, names: the images it was asked for
     """
     records = read_records(results.root, config)
-    rows = [
-        Row(output_name(r.file), r.metrics, r.residual, r.expected_residual, r.seconds, r.spread)
-        for r in records.values()
-        if r.done and results.holds(r)
-    ]
+    rows = [r for r in records.values() if r.done and results.holds(r)]
     failed = {n: r.error or "" for n in names if (r := records.get(n)) and not r.done}
-    there = {row.name for row in rows}
+    there = {row.output for row in rows}
     missing = [n for n in names if n not in failed and output_name(n) not in there]
     outcome = Outcome(rows, failed, missing)
     results.save_report(rows)
@@ -67,7 +64,7 @@ def final_report(results: Results, config: str, names: Sequence[str]) -> Outcome
     return outcome
 
 
-def report_page(title: str, rows: Sequence[Row], failed: Mapping[str, str], config: str) -> str:
+def report_page(title: str, rows: Sequence[Record], failed: Mapping[str, str], config: str) -> str:
     """The page for finished `rows` and `failed` (name -> reason); `config` is shown as text."""
     labelled = any(row.metrics for row in rows)
     found = [column for column in SPREAD if any(column in row.spread for row in rows)]
@@ -77,7 +74,7 @@ def report_page(title: str, rows: Sequence[Row], failed: Mapping[str, str], conf
         "title": html.escape(title),
         "summary": _summary(rows, failed, columns),
         "sort": "".join(f'<option value="{c}">{_title(c)}</option>' for c in ["name", *columns]),
-        "cards": "\n".join(_card(row, columns) for row in sorted(rows, key=lambda r: r.name)),
+        "cards": "\n".join(_card(row, columns) for row in sorted(rows, key=lambda r: r.output)),
         "failed": _failed(failed),
         "config": html.escape(config),
     }
@@ -88,21 +85,21 @@ def report_page(title: str, rows: Sequence[Row], failed: Mapping[str, str], conf
     return "".join(pieces)
 
 
-def summary_table(rows: Sequence[Row], failed: int, seconds: float) -> str:
+def summary_table(rows: Sequence[Record], failed: int, seconds: float) -> str:
     """The end of a run in a few lines: counts, and mean, least and largest of every figure."""
-    columns = [c for c in FIGURES if any(r.value(c) is not None for r in rows)]
+    columns = [c for c in FIGURES if any(value_of(r, c) is not None for r in rows)]
     lines = [f"{len(rows)} finished, {failed} failed, {seconds:.0f} s"]
     if len(rows) > 1:
         lines.append(f"  {'':17}{'mean':>10}{'least':>10}{'largest':>10}")
     for column in columns:
-        values = [v for r in rows if (v := r.value(column)) is not None]
+        values = [v for r in rows if (v := value_of(r, column)) is not None]
         figures = (sum(values) / len(values), min(values), max(values))
         cells = "".join(f"{f:10.3f}" for f in figures[: 1 if len(rows) == 1 else 3])
         lines.append(f"  {_title(column):17}{cells}")
     return "\n".join(lines)
 
 
-def _misfit(row: Row) -> str:
+def _misfit(row: Record) -> str:
     """A warning for the card of an image that does not fit its measurement as it should."""
     if row.residual is None:
         return ""
@@ -116,10 +113,6 @@ def _title(column: str) -> str:
     return get_metric(column).title if column in RUN_METRICS else column.replace("_", " ")
 
 
-def _value(row: Row, column: str) -> float | None:
-    return row.seconds if column == "seconds" else row.value(column)
-
-
 def _format(column: str, value: float) -> str:
     column = MEAN_METRICS.get(column, column)
     if column in RUN_METRICS:
@@ -127,24 +120,24 @@ def _format(column: str, value: float) -> str:
     return _FORMATS[column].format(value)
 
 
-def _summary(rows: Sequence[Row], failed: Mapping[str, str], columns: Sequence[str]) -> str:
+def _summary(rows: Sequence[Record], failed: Mapping[str, str], columns: Sequence[str]) -> str:
     means = means_of(rows)
     cells = [f"<b>{len(rows)}</b> restored", f"<b>{len(failed)}</b> failed"]
     cells += [f"mean {_title(c)} <b>{_format(c, means[c])}</b>" for c in columns if c in means]
     return "".join(f"<span>{cell}</span>" for cell in cells)
 
 
-def _card(row: Row, columns: Sequence[str]) -> str:
-    kinds = {kind: KIND_TITLES[kind] for kind in row.kinds}
+def _card(row: Record, columns: Sequence[str]) -> str:
+    kinds = {kind: KIND_TITLES[kind] for kind in kinds_of(row)}
     figures = "".join(
-        f'<figure><img loading="lazy" src="{_link(kind, row.name)}" alt="{title}" '
+        f'<figure><img loading="lazy" src="{_link(kind, row.output)}" alt="{title}" '
         f'data-kind="{kind}"><figcaption>{title}</figcaption></figure>'
         for kind, title in kinds.items()
     )
-    values = [(c, v) for c in columns if (v := _value(row, c)) is not None]
+    values = [(c, v) for c in columns if (v := value_of(row, c)) is not None]
     data = "".join(f' data-{c}="{v:.6g}"' for c, v in values)
     text = "".join(f"<span>{_title(c)} <b>{_format(c, v)}</b></span>" for c, v in values)
-    name = html.escape(row.name)
+    name = html.escape(row.output)
     return (
         f'<article data-name="{name}"{data}><h2>{name}</h2><p>{text}</p>{_misfit(row)}'
         f'<div class="images">{figures}</div></article>'

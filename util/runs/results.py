@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +16,6 @@ import yaml
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from data.dataloader import output_name
 from data.image_files import eight_bit, encode_png, read_image
 from util.atomic import save_atomically
 from util.compute_metric import RUN_METRICS, decimal, run_metrics
@@ -49,27 +48,17 @@ SPREAD = (*MEAN_METRICS, STD)
 FIGURES = (*RUN_METRICS, *RESIDUALS, *SPREAD)
 
 
-@dataclass(frozen=True)
-class Row:
-    """What the reports say about one restored image; `name` is that of its files."""
+def value_of(record: Record, column: str) -> float | None:
+    """What the reports say of a restored image in a column."""
+    if column in SPREAD:
+        return record.spread.get(column)
+    return record.metrics.get(column) if column in RUN_METRICS else getattr(record, column)
 
-    name: str
-    metrics: dict[str, float]  # empty where there is no label
-    residual: float | None = None
-    expected_residual: float | None = None  # what the stated noise alone would leave
-    seconds: float = 0.0
-    spread: Mapping[str, float] = field(default_factory=dict)  # SPREAD, of several samples
 
-    def value(self, column: str) -> float | None:
-        if column in SPREAD:
-            return self.spread.get(column)
-        return self.metrics.get(column) if column in RUN_METRICS else getattr(self, column)
-
-    @property
-    def kinds(self) -> list[str]:
-        """The pictures of it that can be shown."""
-        missing = [*([] if self.metrics else ["label"]), *([] if self.spread else ["mean", "std"])]
-        return [kind for kind in KIND_TITLES if kind not in missing]
+def kinds_of(record: Record) -> list[str]:
+    """The pictures of a restored image that can be shown."""
+    missing = [*([] if record.metrics else ["label"]), *([] if record.spread else ["mean", "std"])]
+    return [kind for kind in KIND_TITLES if kind not in missing]
 
 
 @dataclass(frozen=True)
@@ -109,7 +98,7 @@ class Results:
             paths = {self.root / file: mark for file, mark in record.files.items()}
             return all(os.path.isfile(p) and same_file(p, mark) for p, mark in paths.items())
         # Recorded before files were marked: they must be there and end as such files end.
-        name, kinds = output_name(record.file), ("input", "recon", "label")
+        name, kinds = record.output, ("input", "recon", "label")
         return all(_is_whole(self.path(k, name)) for k in (kinds if record.metrics else kinds[:2]))
 
     def _files(self, name: str) -> list[Path]:
@@ -222,12 +211,12 @@ class Results:
         metrics = run_metrics(eight_bit(_saved_pixels(to_colour(label), form)), pixels)
         return {f"mean_{metric}": value for metric, value in metrics.items()} | figures
 
-    def save_report(self, rows: Sequence[Row]) -> None:
+    def save_report(self, rows: Sequence[Record]) -> None:
         """metrics.csv, mean last, and the contact sheet of the first images; where there are
         originals, of those that have one."""
         if not rows:
             return
-        rows = sorted(rows, key=lambda row: row.name)
+        rows = sorted(rows, key=lambda row: row.output)
         labelled = [row for row in rows if row.metrics]
         known = means_of(rows)
         columns = [c for c in FIGURES if c in known]
@@ -235,13 +224,13 @@ class Results:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["file", *columns])
         for row in labelled or rows:
-            writer.writerow([row.name, *(_decimal(row.value(c), c) for c in columns)])
+            writer.writerow([row.output, *(_decimal(value_of(row, c), c) for c in columns)])
         writer.writerow(["mean", *(_decimal(known.get(c), c) for c in columns)])
         self._write(self.root / "metrics.csv", text.getvalue().encode(errors="surrogateescape"))
         shown = (labelled or rows)[:SHEET_ROWS]
-        kinds = shown[0].kinds
+        kinds = kinds_of(shown[0])
         titles = [KIND_TITLES[kind] for kind in kinds]
-        paths = [[self.path(kind, row.name) for kind in kinds] for row in shown]
+        paths = [[self.path(kind, row.output) for kind in kinds] for row in shown]
         self._write_image(self.root / "contact_sheet.png", np.asarray(contact_sheet(paths, titles)))
 
     def save_text(self, name: str, text: str) -> None:
@@ -272,11 +261,11 @@ class Results:
             save_atomically(path, write)
 
 
-def means_of(rows: Sequence[Row]) -> dict[str, float]:
+def means_of(rows: Sequence[Record]) -> dict[str, float]:
     """Mean of every metric, of the residual and of SPREAD, over the rows that have it."""
     means = {}
     for column in FIGURES:
-        values = [v for row in rows if (v := row.value(column)) is not None]
+        values = [v for row in rows if (v := value_of(row, column)) is not None]
         if values:
             means[column] = float(np.mean(values))
     return means

@@ -62,27 +62,23 @@ class CellRun:
         return self.results.path(kind, output_name(name))
 
 
+@dataclass
 class Runner:
     """Runs cells; keeps the last network and data set, which neighbouring cells share.
 
     With `dry_run` nothing is restored: cells that miss images raise UserError.
     """
 
-    def __init__(
-        self,
-        cache: Path,
-        device: torch.device,
-        dry_run: bool = False,
-        fast: bool = False,
-    ) -> None:
-        self.dry_run = dry_run
-        self.fast = fast
-        self.cache = cache
-        self.device = device
-        if next(cache.glob("*/seed_*/cell.json"), None) is not None:
+    cache: Path
+    device: torch.device
+    dry_run: bool = False
+    fast: bool = False
+
+    def __post_init__(self) -> None:
+        if next(self.cache.glob("*/seed_*/cell.json"), None) is not None:
             raise UserError(
-                f"{cache}: holds cells of an older version (cell.json), which are not read; choose "
-                "another --cache, or remove this one"
+                f"{self.cache}: holds cells of an older version (cell.json), which are not read; "
+                "choose another --cache, or remove this one"
             )
         self._priors: dict[str, Prior] = {}
         self._datasets: dict[str, Dataset] = {}

@@ -1,8 +1,8 @@
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
+from util.runs.manifest import Record
 from util.runs.report import report_page, summary_table
-from util.runs.results import Row
 
 
 class Page(HTMLParser):
@@ -24,10 +24,15 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
+def row(name, metrics, residual=None, expected=None):
+    figures = {"metrics": metrics, "residual": residual, "expected_residual": expected}
+    return Record(f"{name}.png", "", 0, 0.0, **figures)
+
+
 NASTY = 'a/<b> "\u00e9#1 50%? @@cards@@'
 LABELLED = [
-    Row(NASTY, {"psnr": 20.5, "ssim": 0.5}, 1.25, 3.0),
-    Row("b", {"psnr": float("inf"), "ssim": 1.0}, 0.0, 3.0),
+    row(NASTY, {"psnr": 20.5, "ssim": 0.5}, 1.25, 3.0),
+    row("b", {"psnr": float("inf"), "ssim": 1.0}, 0.0, 3.0),
 ]
 
 
@@ -51,7 +56,7 @@ def test_nothing_is_fetched_from_elsewhere():
 
 
 def test_without_labels_there_is_a_residual_only():
-    page = Page(report_page("t", [Row("a", {}, 1.25, 3.0)], {}, ""))
+    page = Page(report_page("t", [row("a", {}, 1.25, 3.0)], {}, ""))
     assert [i["data-kind"] for i in page.attributes("img") if "data-kind" in i] == [
         "input",
         "recon",
@@ -62,7 +67,7 @@ def test_without_labels_there_is_a_residual_only():
 
 
 def test_summary_table():
-    rows = [Row("a", {"psnr": 20.0, "ssim": 0.5}, 1.0), Row("b", {"psnr": 22.0, "ssim": 0.7}, 3.0)]
+    rows = [row("a", {"psnr": 20.0, "ssim": 0.5}, 1.0), row("b", {"psnr": 22.0, "ssim": 0.7}, 3.0)]
     lines = summary_table(rows, 2, 61.0).splitlines()
     assert lines[0] == "2 finished, 2 failed, 61 s"
     assert lines[2].split() == ["PSNR", "21.000", "20.000", "22.000"]
@@ -73,7 +78,7 @@ def test_summary_table():
 
 
 def test_an_image_that_does_not_fit_its_measurement_is_marked():
-    rows = [Row("good", {}, 1.0, 1.1), Row("poor", {}, 3.0, 1.0), Row("fitted", {}, 0.3, 1.0)]
+    rows = [row("good", {}, 1.0, 1.1), row("poor", {}, 3.0, 1.0), row("fitted", {}, 0.3, 1.0)]
     cards = report_page("t", rows, {}, "").split("<article")[1:]
     texts = {card.split('data-name="')[1].split('"')[0]: card for card in cards}
     assert 'class="misfit"' not in texts["good"]

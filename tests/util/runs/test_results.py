@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from util.runs.results import Results, Row
+from util.runs.manifest import Record
+from util.runs.results import Results
 
 
 def test_measurements_without_labels_of_several_sizes(tmp_path):
@@ -14,7 +15,7 @@ def test_measurements_without_labels_of_several_sizes(tmp_path):
         image = torch.zeros(3, height, width)
         results.save_measurement(name, image[:, ::2, ::2], image[:, ::2, ::2])
         assert results.save_restored(name, None, image) == {}
-        rows.append(Row(name, {}, residual=height / 10))
+        rows.append(Record(f"{name}.png", "", 0, 0.0, residual=height / 10))
     results.save_report(rows)
     with open(tmp_path / "metrics.csv") as file:
         table = list(csv.reader(file))
