@@ -82,15 +82,18 @@ class ConditioningMethod:
 
     def start(self, problem: Problem, noise: NoiseSource) -> Tensor:
         """x_T = sqrt(acp) u + sqrt(1 - acp) z with u the first guess; z alone without one."""
-        problem.memory.clear()
-        diffusion = problem.diffusion
+        u, diffusion = self.begun(problem), problem.diffusion
         z = noise.normal("start", diffusion.num_timesteps, problem.image_shape)
-        with torch.no_grad():
-            u = self.first_guess(problem.operator, problem.y, problem.sigma)
         if u is None:
             return z
         acp = diffusion.alphas_cumprod[self.first_step(diffusion)]
         return sqrt(acp) * u + sqrt(1 - acp) * z
+
+    def begun(self, problem: Problem) -> Tensor | None:
+        """The first guess of a problem of which nothing is remembered from now on."""
+        problem.memory.clear()
+        with torch.no_grad():
+            return self.first_guess(problem.operator, problem.y, problem.sigma)
 
     def step(
         self, reverse: Reverse, x_t: Tensor, t: int, problem: Problem, noise: NoiseSource

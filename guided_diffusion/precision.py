@@ -10,14 +10,15 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from guided_diffusion.native import kernel
+from guided_diffusion.pretrained import Pretrained
 from guided_diffusion.probe import LARGEST_SIDE, fastest_format
-from guided_diffusion.unet import UNetModel
+from guided_diffusion.unet import UNetConfig, UNetModel
 from util.cli import PRECISION_NAMES
 from util.errors import UserError, first_line
 from util.logger import get_logger
@@ -290,23 +291,11 @@ def _warm_up(function: Callable, x: Tensor, *told: Tensor) -> None:
         torch.cuda.synchronize(x.device)
 
 
-class Described(Protocol):
-    """What has to be known of a network to try it; UNetConfig and Pretrained tell it."""
-
-    @property
-    def image_size(self) -> int: ...
-
-    @property
-    def use_fp16(self) -> bool: ...
-
-    def size_multiple(self) -> int: ...
-
-
 def accelerate(
     network: nn.Module,
     execution: Execution,
     device: torch.device | str,
-    description: Described | None = None,
+    description: Pretrained | None = None,
     told: Sequence[Tensor] = (),
 ) -> AcceleratedNetwork:
     """`network`, on `device`, ready to run as `execution` says (see `Execution.resolve`).
@@ -327,7 +316,10 @@ def accelerate(
 
 
 def _fastest_format(
-    network: nn.Module, execution: Execution, described: Described, told: Sequence[Tensor]
+    network: nn.Module,
+    execution: Execution,
+    described: UNetConfig | Pretrained,
+    told: Sequence[Tensor],
 ) -> str:
     def run_in(precision: str) -> AcceleratedNetwork:
         chosen = replace(execution, precision=precision)

@@ -43,9 +43,7 @@ class RedDiff(ConditioningMethod):
 
     def start(self, problem: Problem, noise: NoiseSource) -> Tensor:
         """The first mu: the first guess without noise, or noise where there is none."""
-        problem.memory.clear()
-        with torch.no_grad():
-            u = self.first_guess(problem.operator, problem.y, problem.sigma)
+        u = self.begun(problem)
         if u is None:
             return noise.normal("start", problem.diffusion.num_timesteps, problem.image_shape)
         return u

@@ -30,7 +30,8 @@ _INSTALL = "pip install -r requirements-hub.txt"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LARGEST_JSON = 1 << 20  # bytes
 _TOLD = 300  # characters of another program's message
-_PLACES = ("", "unet/"), ("", "scheduler/")
+_OTHER_KIND = "is it a model of another kind?"
+_SCHEDULER_TOO = "save the scheduler in it, too: DDPMScheduler(...).save_pretrained(FOLDER)"
 _OTHER_PARTS = {"vae", "vqvae", "movq", "text_encoder", "image_encoder", "bert"}  # of pipelines
 
 
@@ -63,8 +64,8 @@ class _Folder:
                 f"{name}: {index.get('_class_name')} is a pipeline with {', '.join(others)}; this "
                 "program restores with networks that see the pixels"
             )
-        self.place, self.config = self._find("config.json", _PLACES[0])
-        place, scheduler = self._find("scheduler_config.json", _PLACES[1])
+        self.place, self.config = self._find("config.json", "unet/", _OTHER_KIND)
+        place, scheduler = self._find("scheduler_config.json", "scheduler/", _SCHEDULER_TOO)
         self.scheduler = SchedulerConfig.read(scheduler, f"{name}: {place}scheduler_config.json")
         self._configs = [
             self.root / self.place / "config.json",
@@ -87,16 +88,13 @@ class _Folder:
             raise UserError(f"{path}: expected keys and values")
         return value
 
-    def _find(self, file: str, places: Sequence[str]) -> tuple[str, dict[str, Any]]:
-        for place in places:
+    def _find(self, file: str, subfolder: str, advice: str) -> tuple[str, dict[str, Any]]:
+        """Where the file lies, and what it holds."""
+        for place in ("", subfolder):
             value = self._json(place + file)
             if value is not None:
                 return place, value
-        where = " or ".join(place + file for place in places)
-        advice = "is it a model of another kind?"
-        if places is _PLACES[1]:
-            advice = "save the scheduler in it, too: DDPMScheduler(...).save_pretrained(FOLDER)"
-        raise UserError(f"{self.name}: holds no {where}; {advice}")
+        raise UserError(f"{self.name}: holds no {file} or {subfolder}{file}; {advice}")
 
     @cached_property
     def weights(self) -> list[Path]:

@@ -36,7 +36,8 @@ def effective_settings(config: RunConfig) -> dict[str, Any]:
             "operator": _component(OPERATORS, task.operator),
             "noise": _component(NOISES, task.noise),
             "mask_opt": None if task.mask_opt is None else _mask(task.mask_opt),
-            **_kept(config),
+            # Results from before it was done stay valid where it is not.
+            **({"keep_known": True} if task.keeps_known else {}),
         },
     }
 
@@ -75,22 +76,9 @@ def _method_params(method: Component) -> dict[str, Any]:
     return settings
 
 
-def _kept(config: RunConfig) -> dict[str, Any]:
-    """That known pixels are copied into the results, where they are; results from before it was
-    done stay valid where it is not."""
-    task = config.task
-    if task.operator.name != "inpainting":
-        return {}
-    sigma = 0.0 if task.noise.name == "clean" else task.noise.settings(NOISES).get("sigma")
-    measured = task.data.name == "measurements"
-    return (
-        {"keep_known": True} if (task.mask_opt or MaskConfig()).keeps_known(sigma, measured) else {}
-    )
-
-
 def _mask(mask: MaskConfig) -> dict[str, Any]:
     settings = dataclasses.asdict(mask)
-    del settings["keep_known"]  # see _kept
+    del settings["keep_known"]  # see keeps_known
     if mask.mask_is == "kept":
         del settings["mask_is"]
     if mask.folder is not None:  # a mask in it belongs to its image, like the image's own file

@@ -10,7 +10,7 @@ from data.dataloader import DATASETS
 from data.masks import MaskConfig
 from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.gaussian_diffusion import SAMPLERS, SCHEDULES, GaussianDiffusion
-from guided_diffusion.measurements import OPERATORS, Operator, OperatorContext
+from guided_diffusion.measurements import OPERATORS, Inpainting, Operator, OperatorContext
 from guided_diffusion.noise_models import NOISES
 from guided_diffusion.posterior_mean_variance import MEAN_TYPES, VARIANCE_TYPES
 from guided_diffusion.pretrained import PRIORS, Pretrained
@@ -97,6 +97,16 @@ class TaskConfig:
     operator: Component
     noise: Component
     mask_opt: MaskConfig | None = None
+
+    @property
+    def keeps_known(self) -> bool:
+        """Whether the pixels that a mask keeps are copied into the results."""
+        operator: Any = OPERATORS.get(self.operator.name)
+        if not (isinstance(operator, type) and issubclass(operator, Inpainting)):
+            return False
+        sigma = 0.0 if self.noise.name == "clean" else self.noise.settings(NOISES).get("sigma")
+        measured = getattr(DATASETS.get(self.data.name), "measured", False)
+        return (self.mask_opt or MaskConfig()).keeps_known(sigma, measured)
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from util.files import PROJECT
 from util.registry import did_you_mean
 
 _FOLDER = PROJECT / "configs"
-# By kind: the folder that they lie in, and what their file names end with.
+# By kind: the folder that they lie in, and their file names; * is what they are called.
 _KINDS = {
-    "model": (_FOLDER, "_model_config"),
-    "diffusion": (_FOLDER, "_diffusion_config"),
-    "task": (_FOLDER, "_config"),
-    "training": (_FOLDER, ""),
-    "table": (_FOLDER / "tables", ""),
-    "posterior check": (_FOLDER, ""),
+    "model": (_FOLDER, "*_model_config"),
+    "diffusion": (_FOLDER, "*_diffusion_config"),
+    "task": (_FOLDER, "*_config"),
+    "training": (_FOLDER, "train_*"),
+    "table": (_FOLDER / "tables", "*"),
+    "posterior check": (_FOLDER, "posterior*"),
 }
 
 
@@ -30,11 +30,11 @@ def find_config(name: str | Path, kind: str) -> str:
     Raises UserError, naming those that ship, for a word that is neither.
     """
     name = str(name)
-    folder, ending = _KINDS[kind]
+    folder, pattern = _KINDS[kind]
     if os.path.isfile(name) or os.path.dirname(name) not in ("", "configs", "configs/tables"):
         return name
     word = os.path.basename(name).removesuffix(".yaml")
-    for stem in (word, f"{word}{ending}", f"{word}_config"):
+    for stem in (word, word + pattern.partition("*")[2], f"{word}_config"):
         if (folder / f"{stem}.yaml").is_file():
             return _shown_from_here(folder / f"{stem}.yaml")
     if name != word:  # a file name, of a file that is not there
@@ -51,15 +51,11 @@ def readable_config(name: str | Path, kind: str) -> str:
 
 def shipped(kind: str) -> list[str]:
     """Names of the configs of this kind."""
-    folder, ending = _KINDS[kind]
-    stems = {path.stem for path in folder.glob(f"*{ending}.yaml")}
-    if kind == "training":
-        stems = {s for s in stems if s.startswith("train_")}
-    if kind == "posterior check":
-        stems = {s for s in stems if s.startswith("posterior")}
+    folder, pattern = _KINDS[kind]
+    stems = {path.stem for path in folder.glob(f"{pattern}.yaml")}
     if kind == "task":  # whose ending the others have, too
         stems = {s for s in stems if not s.endswith(("model_config", "diffusion_config"))}
-    return sorted(s.removesuffix(ending) for s in stems)
+    return sorted(s.removesuffix(pattern.partition("*")[2]) for s in stems)
 
 
 def _shown_from_here(path: Path) -> str:

@@ -18,7 +18,7 @@ from data.masks import MaskConfig
 from guided_diffusion.check_operator import check_operator
 from guided_diffusion.framing import Frame, FramedOperator, cut_border
 from guided_diffusion.measurements import OPERATORS, Inpainting, Operator, OperatorContext
-from guided_diffusion.noise_models import NOISES, Clean, NoiseModel
+from guided_diffusion.noise_models import NOISES, NoiseModel
 from guided_diffusion.problem import Problem, WholeImage
 from guided_diffusion.sampling import Prior
 from guided_diffusion.tiling import TiledModel, Tiling, WindowExtent, distance_factor
@@ -262,12 +262,9 @@ class ProblemBuilder:
 
     def _kept(self, operator: Operator) -> Tensor | None:
         """Where known pixels are copied into the result, bool [1, H, W]; None: nowhere."""
-        if not isinstance(operator, Inpainting):
+        if not isinstance(operator, Inpainting) or not self.config.task.keeps_known:
             return None
-        sigma = getattr(self.noiser, "sigma", 0.0 if isinstance(self.noiser, Clean) else None)
-        mask_opt = self.config.task.mask_opt or MaskConfig()
-        kept = mask_opt.keeps_known(sigma, self.dataset.measured)
-        return operator.masks[0] > 0 if kept else None
+        return operator.masks[0] > 0
 
     def _measured(self, key: ImageKey, photograph: Photograph) -> Case:
         photograph = self._as_the_prior_has(photograph)

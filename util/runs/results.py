@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 import yaml
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from data.image_files import eight_bit, encode_png, read_image
@@ -335,8 +335,6 @@ def contact_sheet(rows: Sequence[Sequence[Path]], titles: Sequence[str]) -> Imag
         draw.text((centre, _SHEET_HEADER / 2), title, fill="black", anchor="mm")
     for i, row in enumerate(images):
         for column, image in enumerate(row):
-            scale = min(cell[0] / image.width, cell[1] / image.height)
-            scaled = (round(image.width * scale), round(image.height * scale))
-            image = image.resize(scaled, Image.Resampling.NEAREST)
+            image = ImageOps.contain(image, cell, Image.Resampling.NEAREST)
             sheet.paste(image, (_SHEET_GAP + column * pitch_x, _SHEET_HEADER + i * pitch_y))
     return sheet
