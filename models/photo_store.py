@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data.dataloader import read_image
@@ -26,6 +27,16 @@ def held_out_split(paths: Sequence[Path], count: int) -> tuple[list[Path], list[
     return [p for p in paths if p not in held_out], [p for p in paths if p in held_out]
 
 
+def readable(paths: Iterable[Path]) -> Iterator[tuple[Path, Image.Image]]:
+    """The photographs at `paths`, read one after the other; those that cannot be are named and left
+    out."""
+    for path in paths:
+        try:
+            yield path, read_image(path)
+        except UserError as error:
+            get_logger().warning("skipped: %s", error)
+
+
 class PhotoStore:
     """Photographs in one flat uint8 buffer on the device; crops are gathered from it at once.
 
@@ -43,12 +54,7 @@ class PhotoStore:
         small_share: float = 0.25,
     ) -> None:
         photos = []
-        for path in paths:
-            try:
-                photo = read_image(path)
-            except UserError as error:
-                get_logger().warning("skipped: %s", error)
-                continue
+        for _, photo in readable(paths):
             photos.append(np.asarray(photo))
             if min(photo.size) >= 2 * min_side:
                 photos.append(np.asarray(photo.reduce(2)))

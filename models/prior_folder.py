@@ -16,6 +16,7 @@ from models.priors.schedulers import MEAN_TYPES
 from util.atomic import write
 from util.config.run_config import DiffusionConfig, load_diffusion_config, load_model_config
 from util.errors import UserError
+from util.plugins import optional
 
 _SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 _PREDICTIONS = {ours: theirs for theirs, ours in MEAN_TYPES.items()}
@@ -59,11 +60,10 @@ def export(
 
 
 def _safetensors(state: Mapping[str, Tensor]) -> bytes:
-    try:
-        from safetensors.torch import save
-    except ImportError:
-        raise UserError("needs safetensors: pip install -r requirements-hub.txt") from None
-    return save({name: value.contiguous() for name, value in state.items()})
+    package = optional(
+        "safetensors.torch", "needs safetensors: pip install -r requirements-hub.txt"
+    )
+    return package.save({name: value.contiguous() for name, value in state.items()})
 
 
 def _scheduler(diffusion: DiffusionConfig, learns_variance: bool) -> dict[str, Any]:

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.dataloader import find_images, read_image
+from data.dataloader import find_images
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, Model
 from guided_diffusion.sampling import Prior
 from models.memory import neighbours, pairs, read_split
+from models.photo_store import readable
 from models.prior import build_prior
 from util.cli import resolve_device
 from util.config.run_config import load_diffusion_config, load_model_config
@@ -34,12 +35,8 @@ def validation_images(
 ) -> Iterator[Tensor]:
     """The photographs at `paths`, [3, H, W], cut to sides that are multiples of `multiple`; they
     are read one after the other, and those that cannot be used are named and left out."""
-    for path in paths:
-        try:
-            x = to_tensor(read_image(path))
-        except UserError as error:
-            get_logger().warning("skipped: %s", error)
-            continue
+    for path, photograph in readable(paths):
+        x = to_tensor(photograph)
         height, width = (side - side % multiple for side in x.shape[1:])
         if not height * width:
             get_logger().warning("skipped: %s: smaller than %d pixels", path, multiple)

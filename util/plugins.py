@@ -6,6 +6,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from util.errors import UserError
 from util.files import shown
@@ -20,6 +21,15 @@ def import_all(package: str) -> None:
     """Import every module of `package`, so that what they register is known."""
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         importlib.import_module(f"{package}.{module.name}")
+
+
+def optional(module: str, without: str, kind: type[UserError] = UserError) -> Any:
+    """A module of a package that need not be installed; a `kind` of error that says `without`
+    where it is not."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise kind(without) from None
 
 
 def load_plugins(files: Sequence[str]) -> None:

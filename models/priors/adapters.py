@@ -99,11 +99,10 @@ def denoiser_prior(
     """
     if channels not in (1, 3):
         raise UserError(f"denoiser_prior: channels {channels}: expected 3, or 1 for grey images")
-    given = _Given(denoiser, image_size, channels, size_multiple)
     options = {"model_var_type": "fixed_small", "clip_denoised": clip}
     return Prior(
-        given.load().to(device),
-        given.process(options),
+        freeze(_DenoiserNetwork(denoiser)).to(device),
+        DenoiserPrior().process(options),
         size_multiple=size_multiple,
         image_size=image_size,
         num_steps=num_steps,
@@ -156,15 +155,3 @@ class from_timesteps(_Adapter):
         variance = sigma.view(-1, 1, 1, 1) ** 2
         a, b = (1 / (1 + variance)).sqrt(), (variance / (1 + variance)).sqrt()
         return x0_at_any_level(self.predicts, self.inner(a * x, t), a * x, a, b)
-
-
-class _Given(DenoiserPrior):
-    def __init__(self, denoiser: Denoiser, image_size: int, channels: int, multiple: int) -> None:
-        self._denoiser, self._multiple = denoiser, multiple
-        self.image_size, self.channels = image_size, channels
-
-    def size_multiple(self) -> int:
-        return self._multiple
-
-    def denoiser(self) -> Denoiser:
-        return self._denoiser

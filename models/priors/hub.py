@@ -23,6 +23,7 @@ from models.priors.schedulers import SchedulerConfig
 from util.config.schema import parse_dataclass
 from util.errors import UserError, first_line
 from util.files import read_bytes, shown
+from util.plugins import optional
 
 OWN_CLASS = "GuidedDiffusionUNet"  # of this project's networks, in config.json
 WEIGHTS = "diffusion_pytorch_model"  # file name of the weights, without ending
@@ -122,20 +123,16 @@ class _Folder:
 
 def _fetched(name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
     """The folder in the hub's cache where these files of a repository lie."""
-    try:
-        import huggingface_hub as hub
-        from huggingface_hub.utils import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-    except ImportError:
-        raise UserError(
-            f"model_path: {name}: no such folder; to fetch it from the hub: {_INSTALL}"
-        ) from None
+    without = f"model_path: {name}: no such folder; to fetch it from the hub: {_INSTALL}"
+    hub = optional("huggingface_hub", without)
+    errors = optional("huggingface_hub.utils", without)
     try:
         return Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except GatedRepoError:
+    except errors.GatedRepoError:
         reason = "its owners ask for its terms to be accepted on the hub first"
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         reason = "no such folder, and the hub has no such model, or hides it"
-    except HfHubHTTPError as error:
+    except errors.HfHubHTTPError as error:
         reason = f"the hub answers {first_line(error)}"
     except Exception as error:  # of the network, the disk or the cache
         reason = f"not in the hub's cache, and it cannot be fetched ({first_line(error)})"
@@ -227,10 +224,7 @@ class DiffusersPrior(_HubPrior):
 
     def load(self) -> nn.Module:
         weights = self.folder.weights  # fetched, where they are on a hub
-        try:
-            import diffusers
-        except ImportError:
-            raise UserError(f"{self.folder.name}: needs diffusers: {_INSTALL}") from None
+        diffusers = optional("diffusers", f"{self.folder.name}: needs diffusers: {_INSTALL}")
         try:
             network, found = diffusers.UNet2DModel.from_pretrained(
                 str(weights[0].parent),

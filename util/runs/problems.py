@@ -238,17 +238,8 @@ class ProblemBuilder:
         image = photograph.image.to(self.device)
         operator = self.operator(*image.shape[-2:]).bind([key])
         clean = operator(image[None])[0]
-        y = self.noiser(clean, key.numpy("noise"))
-        return Case(
-            key,
-            y,
-            operator,
-            photograph.image,
-            photograph.grey,
-            None,
-            photograph.dpi,
-            self._kept(operator),
-        )
+        y, kept = self.noiser(clean, key.numpy("noise")), self._kept(operator)
+        return Case(key, y, operator, photograph.image, photograph.grey, None, photograph.dpi, kept)
 
     def _as_the_prior_has(self, photograph: Photograph) -> Photograph:
         """The photograph, grey where the prior's images are."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from guided_diffusion.condition_methods import StepResult
 from util.errors import UserError
+from util.plugins import optional
 from util.runs.results import QUANTITIES, Results
 
 FILMS = ("gif", "mp4")
@@ -123,11 +124,6 @@ def _write_mp4(file: IO[bytes], frames: Sequence[np.ndarray]) -> None:
         file.write(path.read_bytes())
 
 
-def _mp4_writer():
-    try:
-        from imageio_ffmpeg import write_frames
-    except ImportError:
-        raise UserError(
-            "--record: mp4 needs a package: pip install imageio-ffmpeg; or use gif"
-        ) from None
-    return write_frames
+def _mp4_writer() -> Callable[..., Any]:
+    without = "--record: mp4 needs a package: pip install imageio-ffmpeg; or use gif"
+    return optional("imageio_ffmpeg", without).write_frames

