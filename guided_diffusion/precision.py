@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion.native import kernel
+from guided_diffusion.native import kernel, processor
 from guided_diffusion.pretrained import Pretrained
 from guided_diffusion.probe import LARGEST_SIDE, fastest_format
 from guided_diffusion.unet import UNetConfig, UNetModel
@@ -104,11 +104,7 @@ def _cpu_has_bf16() -> bool:
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if "avx512_bf16" in capabilities or "bf16" in capabilities:
         return any(capabilities.get(k) for k in ("avx512_bf16", "amx_tile", "bf16"))
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = file.read()
-    except OSError:
-        return False
+    flags = processor()
     return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from guided_diffusion.unet import UNetConfig, UNetModel
-from util.atomic import save_atomically
+from util.atomic import write
 from util.config.schema import parse_dataclass, read_yaml
 from util.errors import UserError
-from util.files import INSTALLED, PROJECT, explained, shown
+from util.files import INSTALLED, PROJECT, shown
 from util.logger import get_logger
 from util.tensor_files import is_plain, load_tensors
 
@@ -42,9 +42,7 @@ def save_torch(value: Any, path: str | Path) -> None:
     stays."""
     buffer = io.BytesIO()  # torch.save turns the errors of a file into others
     torch.save(value, buffer)
-    with explained(path, "written", "; what was there stays"):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    write(Path(path), buffer.getbuffer(), "; what was there stays")
 
 
 def load_state(path: str | Path) -> dict[str, Any]:

@@ -166,13 +166,11 @@ def restore(
             f"images of {height}x{width}: the network needs sides that are multiples of "
             f"{prior.size_multiple}"
         )
-    if noise is None:
-        names = [str(i) for i in range(len(y))] if names is None else names
-        if len(names) != len(y):
-            raise UserError(f"restore: {len(names)} name(s) for {len(y)} measurement(s)")
-    keys = [ImageKey(seed, name) for name in names or map(str, range(len(y)))]
-    if noise is None:
-        noise = PerImageNoise(keys, y.device)
+    names = [str(i) for i in range(len(y))] if names is None else names
+    if len(names) != len(y):
+        raise UserError(f"restore: {len(names)} name(s) for {len(y)} measurement(s)")
+    keys = [ImageKey(seed, name) for name in names]
+    noise = PerImageNoise(keys, y.device) if noise is None else noise
     prior = prior.for_images(keys)
     prior = prior.scheduled(prior.start_timestep(chosen, operator, noiser))
     shape, extent = operator.context.shape, prior.extent(height, width)

@@ -3,10 +3,9 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
 
+from util.errors import UserError
 from util.files import explained
 
 
@@ -24,16 +23,12 @@ _PREFIX, _SUFFIX = ".", ".part"
 _ABANDONED_SECONDS = 3600  # no file takes so long to write
 
 
-def save_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Let `write(file)` fill a temporary file beside `path`, then move it there.
-
-    Readers see the old file or the new one, never a part; a failed write leaves no trace.
-    """
-    path = Path(path)
+def _replace(path: Path, data: bytes | memoryview) -> None:
+    """Write a temporary file beside `path`, then move it there."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX, suffix=_SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
-            write(file)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_UMASK)
@@ -43,13 +38,19 @@ def save_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None
         raise
 
 
-def write(path: Path, data: bytes | str) -> None:
+def write(
+    path: Path,
+    data: bytes | memoryview | str,
+    advice: str = "",
+    kind: type[UserError] = UserError,
+) -> None:
     """Write a whole file and the folders above it; what of a file's name is no UTF-8 is escaped in
-    text. UserError where that cannot be done."""
+    text. Readers see the old file or the new one, never a part; a failed write leaves no trace. A
+    `kind` of error, with `advice`, where it cannot be done."""
     data = data.encode(errors="backslashreplace") if isinstance(data, str) else data
-    with explained(path, "written"):
+    with explained(path, "written", advice, kind):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_atomically(path, lambda file: file.write(data))
+        _replace(path, data)
 
 
 def sweep(folder: str | Path) -> None:

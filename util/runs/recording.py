@@ -1,5 +1,6 @@
 """Progress images of a run, and films made of them."""
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,8 +89,9 @@ class Recorder:
         ]
         frames += [frames[-1]] * _LAST_FRAMES
         path = self.results.path("progress", f"{output}/film", f".{film}")
-        write = _write_gif if film == "gif" else _write_mp4
-        self.results.write_file(path, lambda file: write(file, frames))
+        buffer = io.BytesIO()
+        (_write_gif if film == "gif" else _write_mp4)(buffer, frames)
+        self.results.write_file(path, buffer.getvalue())
 
 
 def _read(path: Path) -> np.ndarray:

@@ -5,11 +5,11 @@ import io
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import yaml
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from data.image_files import eight_bit, encode_png, read_image
-from util.atomic import save_atomically
+from util.atomic import write
 from util.compute_metric import RUN_METRICS, decimal, run_metrics
 from util.errors import OutputError, UserError
 from util.files import explained, file_mark, same_file
@@ -147,7 +147,7 @@ class Results:
         versions["python"] = platform.python_version()
         document = {**plain(config), "run": {**plain(run), "versions": versions}}
         text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-        self._write(self.root / "config.yaml", text.encode())
+        self.write_file(self.root / "config.yaml", text.encode())
 
     def save_array(self, stem: str, array: np.ndarray) -> None:
         """An array of the run, such as the blur kernel: .npy, and .png to look at."""
@@ -226,7 +226,7 @@ class Results:
         for row in labelled or rows:
             writer.writerow([row.output, *(_decimal(value_of(row, c), c) for c in columns)])
         writer.writerow(["mean", *(_decimal(known.get(c), c) for c in columns)])
-        self._write(self.root / "metrics.csv", text.getvalue().encode(errors="surrogateescape"))
+        self.write_file(self.root / "metrics.csv", text.getvalue().encode(errors="surrogateescape"))
         shown = (labelled or rows)[:SHEET_ROWS]
         kinds = kinds_of(shown[0])
         titles = [KIND_TITLES[kind] for kind in kinds]
@@ -235,30 +235,25 @@ class Results:
 
     def save_text(self, name: str, text: str) -> None:
         """A text file of the run."""
-        self._write(self.root / name, text.encode(errors="backslashreplace"))
+        self.write_file(self.root / name, text.encode(errors="backslashreplace"))
 
     def _write_array(self, path: Path, array: np.ndarray) -> None:
         buffer = io.BytesIO()
         np.save(buffer, array)
-        self._write(path, buffer.getvalue())
+        self.write_file(path, buffer.getvalue())
 
     def _write_image(
         self, path: Path, pixels: np.ndarray, dpi: tuple[float, float] | None = None
     ) -> None:
-        self._write(path, encode_png(pixels, dpi))
+        self.write_file(path, encode_png(pixels, dpi))
 
-    def _write(self, path: Path, data: bytes) -> None:
-        self.write_file(path, lambda file: file.write(data))
-
-    def write_file(self, path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-        """Let `write(file)` fill the file `path`: it appears whole or not at all."""
+    def write_file(self, path: Path, data: bytes) -> None:
+        """The file `path` appears whole or not at all; OutputError where it cannot be written."""
         advice = (
             "; free some space or choose another --save_dir. What is finished is kept: the same "
             "command goes on"
         )
-        with explained(path, "written", advice, OutputError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_atomically(path, write)
+        write(path, data, advice, OutputError)
 
 
 def means_of(rows: Sequence[Record]) -> dict[str, float]:
