@@ -15,7 +15,7 @@ from PIL import Image
 
 from guided_diffusion.precision import AcceleratedNetwork, Execution
 from guided_diffusion.pretrained import PRIORS
-from tests.tiny import ROOT
+from tests.tiny import ROOT, diffusers_unet
 from tests.tiny_run import MODEL, OPERATORS, photograph, run, save, write_configs
 from util import plugins
 
@@ -40,18 +40,7 @@ def plugged(monkeypatch):
 def folder_of_diffusers(path, channels=3, **scheduler):
     """What `save_pretrained` writes."""
     diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    network = diffusers.UNet2DModel(
-        sample_size=SIZE,
-        in_channels=channels,
-        out_channels=channels,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        attention_head_dim=8,
-    )
+    network = diffusers_unet(SIZE, channels)
     diffusers.DDPMPipeline(network, diffusers.DDPMScheduler(**scheduler)).save_pretrained(path)
     return {"prior": "diffusers", "model_path": str(path)}
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from PIL import Image
@@ -38,6 +39,28 @@ def write_images(folder: Path, names: Sequence[str]) -> Path:
         channels = [np.sin(3 * x + i), np.cos(4 * y - i), np.sin(2 * (x + y) * (i + 1))]
         Image.fromarray((127 * (np.stack(channels, -1) + 1)).astype(np.uint8)).save(path)
     return folder
+
+
+def diffusers_unet(
+    size: int,
+    channels: int = 3,
+    out: int | None = None,
+    down: Sequence[str] = ("DownBlock2D", "DownBlock2D"),
+) -> torch.nn.Module:
+    """A tiny UNet2DModel of diffusers with random weights, a level for each block of `down`."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=out or channels,
+        layers_per_block=1,
+        block_out_channels=(8, 16)[: len(down)],
+        down_block_types=tuple(down),
+        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
+        norm_num_groups=4,
+        attention_head_dim=8,
+    )
 
 
 class TinyRun:

@@ -9,7 +9,7 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from models.check_prior import main
 from models.memory import neighbours, read_split
 from models.validation import VALIDATION_TIMESTEPS, validation_loss
-from tests.tiny import SIZE, TinyRun, write_images
+from tests.tiny import SIZE, TinyRun, diffusers_unet, write_images
 from tests.tiny_run import MODEL, write_configs
 
 
@@ -74,17 +74,7 @@ def test_priors_of_other_kinds(tmp_path, capsys, model):
     """Class-conditional ones are told a class; those with a process of their own keep it."""
     if "prior" in model:
         diffusers = pytest.importorskip("diffusers")
-        network = diffusers.UNet2DModel(
-            sample_size=32,
-            in_channels=1,
-            out_channels=1,
-            layers_per_block=1,
-            block_out_channels=(8,),
-            down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            norm_num_groups=4,
-            attention_head_dim=8,
-        )
+        network = diffusers_unet(32, channels=1, down=["DownBlock2D"])
         scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
         diffusers.DDPMPipeline(network, scheduler).save_pretrained(tmp_path / "folder")
         model = {**model, "model_path": str(tmp_path / "folder")}

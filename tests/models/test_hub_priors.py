@@ -10,6 +10,7 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.sampling import Prior
 from models.priors.hub import diffusers_prior
 from models.priors.schedulers import SchedulerConfig
+from tests.tiny import diffusers_unet
 from util.errors import UserError
 
 diffusers = pytest.importorskip("diffusers")
@@ -17,20 +18,8 @@ SIZE = 16
 OPTIONS = {"timestep_respacing": "", "model_var_type": "learned_range"}
 
 
-def unet(channels=3, out=None, **more):
-    torch.manual_seed(0)
-    return diffusers.UNet2DModel(
-        sample_size=SIZE,
-        in_channels=channels,
-        out_channels=out or channels,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        attention_head_dim=8,
-        **more,
-    )
+def unet(out=None):
+    return diffusers_unet(SIZE, out=out, down=("DownBlock2D", "AttnDownBlock2D"))
 
 
 def saved(folder, network=None, scheduler=None):
