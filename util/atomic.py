@@ -45,8 +45,11 @@ def write(
     kind: type[UserError] = UserError,
 ) -> None:
     """Write a whole file and the folders above it; what of a file's name is no UTF-8 is escaped in
-    text. Readers see the old file or the new one, never a part; a failed write leaves no trace. A
-    `kind` of error, with `advice`, where it cannot be done."""
+    text. Readers see the old file or the new one, never a part.
+
+    Raises a `kind` of error, which ends with `advice`, where that cannot be done; then nothing of
+    it is left behind.
+    """
     data = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     with explained(path, "written", advice, kind):
         path.parent.mkdir(parents=True, exist_ok=True)

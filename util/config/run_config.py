@@ -356,7 +356,7 @@ def _parse_task(raw: dict[str, Any], where: str) -> TaskConfig:
     task = parse_dataclass(_Task, raw, where)
     conditioning = parse_dataclass(_Conditioning, task.conditioning, f"{where}: conditioning")
     measurement = parse_dataclass(_Measurement, task.measurement, f"{where}: measurement")
-    mask = measurement.mask_opt
+    method, params, mask = conditioning.method, conditioning.params, measurement.mask_opt
     noise = parse_named(NOISES, measurement.noise, f"{where}: measurement.noise")
     sigma = noise.params.get("sigma")
     if isinstance(sigma, float) and sigma > _LARGEST_SIGMA:
@@ -365,10 +365,7 @@ def _parse_task(raw: dict[str, Any], where: str) -> TaskConfig:
             f"there is from black to white; {sigma:g} of 255 levels are {sigma / 127.5:.3g}"
         )
     return TaskConfig(
-        parse_component(
-            *(CONDITIONING, conditioning.method, conditioning.params),
-            f"{where}: conditioning.params",
-        ),
+        parse_component(CONDITIONING, method, params, f"{where}: conditioning.params"),
         parse_named(DATASETS, task.data, f"{where}: data"),
         parse_named(OPERATORS, measurement.operator, f"{where}: measurement.operator"),
         noise,

@@ -165,10 +165,9 @@ def check_names(items: Sequence[Any], where: str) -> None:
 def check_least(config: Any, where: str, **least: float) -> None:
     """UserError where an attribute of `config` is below its least value; None is not."""
     for name, value in least.items():
-        if getattr(config, name) is not None and getattr(config, name) < value:
-            raise UserError(
-                f"{where}: {name} must be at least {value}, got {getattr(config, name)}"
-            )
+        given = getattr(config, name)
+        if given is not None and given < value:
+            raise UserError(f"{where}: {name} must be at least {value}, got {given}")
 
 
 def parse_component(registry: Registry[Any], name: Any, raw: Any, where: str) -> Component:

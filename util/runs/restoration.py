@@ -104,12 +104,12 @@ class Restoration:
         failed and left out. Raises Interrupted after a signal and OutputError where nothing can be
         written; everything finished before is recorded.
         """
-        images, settings = len(names) if images is None else images, self.settings
+        settings, channels = self.settings, self.prior.channels
+        images = len(names) if images is None else images
         self.progress = Progress(images, len(names), self.steps, self.world, settings.samples)
         manifest = Manifest(self.results.root, self.world.rank)
         self.saver = Saver(
-            *(settings, self.dataset, self.results, manifest, self.progress),
-            *(config_hash, self.prior.channels),
+            settings, self.dataset, self.results, manifest, self.progress, config_hash, channels
         )
         try:
             with Background() as self.background:

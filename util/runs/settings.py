@@ -1,4 +1,4 @@
-"""What the command line adds to the configs of a run."""
+"""The settings of a run beside its configs."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from util.runs.recording import RecordOptions
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one run; see its command line."""
+    """What the command line adds to the configs."""
 
     seed: int = 0
     batch_size: int | None = 1  # None: the largest that fits
