@@ -268,8 +268,9 @@ def run_check(result: CheckResult) -> None:
                     cell = case.cell(row, steps)
                     cells.append(cell)
                     done += 1
-                    get_logger().info(
-                        "%d/%d %s, %s, %s, %s steps: %s",
-                        *(done, spec.count, prior.name, operator.name, row.name, steps),
-                        cell.problem or f"{cell.seconds:.1f} s",
-                    )
+                    _tell(f"{done}/{spec.count} {prior.name}, {operator.name}", cell)
+
+
+def _tell(case: str, cell: CellResult) -> None:
+    took = cell.problem or f"{cell.seconds:.1f} s"
+    get_logger().info("%s, %s, %s steps: %s", case, cell.row, cell.steps, took)

@@ -269,10 +269,10 @@ def test_a_method_that_fails_leaves_a_dash(tmp_path, monkeypatch):
 
 
 def test_an_interruption_loses_nothing(tmp_path, monkeypatch):
-    def interrupt(self, case, cell):
+    def interrupt(case, cell):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("util.posterior.measure._Progress.tell", interrupt)
+    monkeypatch.setattr("util.posterior.measure._tell", interrupt)
     out = tmp_path / "out"
     assert main([str(write(tmp_path)), "--out", str(out)]) == 130
     assert "| exact | 3 |" in (out / "posterior.md").read_text()
