@@ -45,6 +45,8 @@ def check_operator(operator: Operator, name: str) -> None:
         raise UserError(f"{name}: view(y) has shape {tuple(view.shape)}; expected [B, 3, h, w]")
     if operator.linear:
         _check_linear(operator, name, x, several)
+    else:
+        _check_derivative(operator, name, x[0])
 
 
 def _check_linear(operator: Any, name: str, x: Tensor, measured: Tensor) -> None:
@@ -68,6 +70,18 @@ def _check_linear(operator: Any, name: str, x: Tensor, measured: Tensor) -> None
             f"{name}: adjoint is not the transpose of A: <A x, u> is {left:.6g}, <x, A^T u> "
             f"{right:.6g}; leave adjoint out, and it is derived"
         )
+
+
+def _check_derivative(operator: Operator, name: str, x: Tensor) -> None:
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        total = operator(x).square().sum()
+        if total.requires_grad and torch.autograd.grad(total, x)[0].any():
+            return
+    raise UserError(
+        f"{name}: A(x) has no derivative, or one that is 0 everywhere, so that nothing tells where "
+        "to go; where it rounds, write x + (x.round() - x).detach()"
+    )
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:

@@ -85,11 +85,14 @@ class LineSearch(GuidanceRule):
     (y - A x)^T S^-1 (y - A x) + (x - x0_hat)^T C^-1 (x - x0_hat) over x = x0_hat + alpha g, with
     C = r^2 / sqrt(acp) J the prior's covariance given x_t, by Tweedie's formula (Boys et al. 2024,
     arXiv 2310.06721), for which g^T C^-1 g = sqrt(acp) / r^2 <w, g>. The sampler's transition then
-    goes towards x in place of x0_hat. An operator that is not linear is replaced by its derivative
-    at x0_hat.
+    goes towards x in place of x0_hat.
+
+    An operator that is not linear is replaced by its derivative at x0_hat, and the length is halved
+    until what is minimised does not rise with A itself.
     """
 
     _ITERATIONS = 12  # of conjugate gradients, where the operator's spectrum is not known
+    _HALVINGS = 5  # at most; then no step is taken
 
     def __call__(self, prior, move, x_t, t, problem):
         acp = problem.diffusion.alphas_cumprod[t]
@@ -108,9 +111,12 @@ class LineSearch(GuidanceRule):
             v = A(g)
             gain = extent.measured_sums(e * v / variance)
             curvature = extent.measured_sums(v * v / variance)
-            curvature = curvature + sqrt(acp) * extent.image_sums(w * g / r2)
+            penalty = sqrt(acp) * extent.image_sums(w * g / r2)
+            curvature = curvature + penalty
             useful = (gain > 0) & (curvature > 0)
             alpha = torch.where(useful, gain / curvature.where(useful, 1.0), 0.0)
+            if isinstance(A, Linearised):
+                alpha = self._falling(alpha, x0_hat, g, penalty, variance, problem)
             shift = extent.blend(alpha) * g
             return Guidance(move.per_x0 * shift, x0_hat + shift, distances)
 
@@ -147,3 +153,28 @@ class LineSearch(GuidanceRule):
 
         solved = conjugate_gradients(system, e, torch.zeros_like(e), self._ITERATIONS)
         return A.adjoint(solved)
+
+    def _falling(
+        self,
+        alpha: Tensor,
+        x0_hat: Tensor,
+        g: Tensor,
+        penalty: Tensor,
+        variance: float | Tensor,
+        problem: Problem,
+    ) -> Tensor:
+        """alpha [B, parts...], halved where the misfit and the prior's term alpha^2 penalty would
+        be more than the misfit of x0_hat."""
+        extent = problem.extent
+
+        def objective(length: Tensor) -> Tensor:
+            e = problem.y - problem.operator(x0_hat + extent.blend(length) * g)
+            return extent.measured_sums(e * e / variance) + length**2 * penalty.clamp(min=0)
+
+        start = objective(torch.zeros_like(alpha))
+        for _ in range(self._HALVINGS):
+            rises = objective(alpha) > start
+            if not rises.any():
+                return alpha
+            alpha = torch.where(rises, alpha / 2, alpha)
+        return torch.where(objective(alpha) > start, 0.0, alpha)

@@ -146,19 +146,28 @@ class Operator:
 
 
 class Linearised:
-    """The derivative of an operator at x [B, 3, H, W], as a linear operator."""
+    """The derivative J of an operator at x [B, 3, H, W], as a linear operator.
+
+    The operator is run once; every operation that has a second derivative will do.
+    """
 
     def __init__(self, operator: Operator, x: Tensor) -> None:
-        self._operator, self._x = operator, x
+        with torch.enable_grad():
+            self._x = x.detach().requires_grad_()
+            self._measured = operator(self._x)
+            self._u = torch.zeros_like(self._measured).requires_grad_()
+            # J^T u, kept as a function of u: its own derivative by u is J.
+            self._pulled = torch.autograd.grad(self._measured, self._x, self._u, create_graph=True)[
+                0
+            ]
 
     def __call__(self, v: Tensor) -> Tensor:
-        """J v, by differentiating the vector-Jacobian product: every operation that has a second
-        derivative will do."""
-        return torch.autograd.functional.jvp(self._operator, self._x, v)[1]
+        """J v."""
+        return torch.autograd.grad(self._pulled, self._u, v, retain_graph=True)[0]
 
     def adjoint(self, u: Tensor) -> Tensor:
         """J^T u."""
-        return torch.autograd.functional.vjp(self._operator, self._x, u)[1]
+        return torch.autograd.grad(self._measured, self._x, u, retain_graph=True)[0]
 
 
 class LinearOperator(Operator):

@@ -1,13 +1,17 @@
 """Plug-ins, from the command line; the ones of examples/ and those that are wrong."""
 
 import csv
+import io
 import json
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.guidance import GUIDANCE_RULES
-from guided_diffusion.measurements import OPERATORS
+from guided_diffusion.measurements import OPERATORS, OperatorContext
 from guided_diffusion.noise_models import NOISES
 from guided_diffusion.pretrained import PRIORS
 from tests.tiny import ROOT
@@ -20,7 +24,9 @@ EXAMPLES = ROOT / "examples"
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
-    """What a test registers is forgotten after it."""
+    """What a test registers is forgotten after it, what the program registers is not."""
+    for package in ("guided_diffusion", "models.priors"):
+        plugins.import_all(package)
     for registry in (OPERATORS, CONDITIONING, NOISES, GUIDANCE_RULES, PRIORS, _METRICS):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.setattr(plugins, "_loaded", {})
@@ -38,6 +44,7 @@ def images(tmp_path):
         ("operator", "task.measurement.operator={name: interlaced, first: 1}"),
         ("compressed", "task.measurement.operator={name: fourier, share: 0.3}"),
         ("compressed", "task.measurement.operator={name: projections, share: 0.3}"),
+        ("jpeg", "task.measurement.operator={name: jpeg, quality: 20}"),
         ("noise", "task.measurement.noise={name: salt_and_pepper, share: 0.2}"),
         ("method", "task.conditioning={method: pull, params: {weight: 0.5, init: inverse}}"),
         ("rule", "task.conditioning.params.guidance_rule=squared"),
@@ -53,6 +60,23 @@ def test_examples(tmp_path, images, file, override):
     (recon,) = (tmp_path / "results").glob("*/recon/a.png")
     manifest = (recon.parent.parent / "manifest.0.jsonl").read_text().splitlines()
     assert any("plugins" in json.dumps(json.loads(line)) for line in manifest)
+
+
+@pytest.mark.parametrize("quality", [10, 90])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_the_example_of_jpeg_is_what_pillow_writes(quality, channels):
+    plugins.load_plugins([str(EXAMPLES / "plugin_jpeg.py")])
+    pixels = photograph(40, 52)  # no multiples of 8
+    pixels = pixels if channels == 3 else pixels[..., 0]
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0)
+    expected = np.array(Image.open(file)).reshape(40, 52, channels) / 127.5 - 1
+    context = OperatorContext(40, 52, channels=channels, dtype=torch.float64)
+    operator = OPERATORS.get("jpeg")(quality=quality, context=context)
+    x = context.tensor(pixels.reshape(40, 52, channels) / 127.5 - 1).permute(2, 0, 1)[None]
+    found = operator(x)[0].permute(1, 2, 0).clamp(-1, 1)
+    assert (found - context.tensor(expected)).abs().mean() < 1 / 127.5
+    assert quality == 90 or (operator(x) - x).abs().mean() > 2 / 127.5
 
 
 def test_the_example_of_a_metric(tmp_path):
@@ -124,6 +148,8 @@ class Own({base}):
         ("Operator", "    def __call__(self, x): return x / 0", "is not finite"),
         ("Operator", "    def __call__(self, x): return x @ x[0, 0, :5]", "own: A(x) failed for"),
         ("Operator", "    def __call__(self, x): return x.flatten(1)", "candidates"),
+        ("Operator", "    def __call__(self, x): return x.round()", "has no derivative"),
+        ("Operator", "    def __call__(self, x): return x.detach()", "has no derivative"),
         (
             "Operator",
             "    def __call__(self, x): return x\n    def view(self, y): return y[:, 0]",

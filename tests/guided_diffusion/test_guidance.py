@@ -13,7 +13,9 @@ from guided_diffusion.measurements import (
     Denoising,
     GaussianBlur,
     LinearOperator,
+    Operator,
     OperatorContext,
+    PhaseRetrieval,
     SuperResolution,
 )
 from guided_diffusion.noise_models import GaussianNoise, PoissonNoise
@@ -163,11 +165,78 @@ def test_a_curved_operator_is_replaced_by_its_derivative(name):
     assert after < before
 
 
+class Saturated(Operator):
+    """Too bright, through a camera's curve, and rounded."""
+
+    def __call__(self, x):
+        bright = (1.5 * ((x + 1) / 2).clamp(0.01, 1) ** 2.2).clamp(max=1)
+        levels = 8 * bright ** (1 / 2.2)
+        return (levels + (levels.round() - levels).detach()) / 4 - 1
+
+
+CURVED = [PhaseRetrieval, Saturated]
+
+
+@pytest.mark.parametrize("kind", CURVED)
+@pytest.mark.parametrize("sigma", [0.01, 0.1])
+def test_a_step_with_a_curved_operator_does_not_raise_the_misfit(kind, sigma):
+    """Also where its derivative tells little: far from the measurement."""
+    operator = kind(context=CONTEXT)
+    y, noiser = measured(operator, 8), GaussianNoise(sigma)
+    result, problem, step = guided(operator, y, noiser)
+    before, after = (problem.distance(x.detach()) for x in (step.x0_hat, result.x0_hat))
+    assert (after <= before).all()
+    assert after.sum() < before.sum()
+
+
+def test_a_length_is_halved_until_the_misfit_falls():
+    operator = PhaseRetrieval(context=CONTEXT)
+    y = measured(operator)
+    _, problem, step = guided(operator, y)
+    x0_hat = step.x0_hat.detach()
+    x = x0_hat.clone().requires_grad_()
+    g = -torch.autograd.grad((y - operator(x)).square().sum(), x)[0]
+    zero = torch.zeros(len(y), dtype=torch.float64)
+
+    def halved(g: torch.Tensor) -> torch.Tensor:
+        return LineSearch()._falling(zero + 4.0, x0_hat, g, zero, 1.0, problem)
+
+    length = halved(g)
+    assert ((length > 0) & (length < 4)).all()
+    shift = length.view(-1, 1, 1, 1) * g
+    assert (problem.distance(x0_hat + shift) < problem.distance(x0_hat)).all()
+    assert not halved(-g).any()
+
+
+def test_a_linear_operator_that_does_not_say_so_gives_the_same_step():
+    linear = WithoutSpectrum(GaussianBlur(5, 0.5, context=CONTEXT))
+
+    class Unsaid(Operator):
+        def __call__(self, x):
+            return linear(x)
+
+    y = measured(linear)
+    expected, found = (guided(A, y)[0].offset for A in (linear, Unsaid(CONTEXT)))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", CURVED)
+@pytest.mark.parametrize("method", ["dpps", "ps"])
+def test_batch_equals_singles_with_curved_operators(method, kind):
+    _check_batch(method, kind(context=CONTEXT))
+
+
 @pytest.mark.parametrize("method", ["dpps", "ps", "mcg"])
 def test_batch_equals_singles(method):
-    prior, noiser = prior_of(5), GaussianNoise(0.05)
     operator = WithoutSpectrum(SuperResolution(2, context=OperatorContext(SIZE, SIZE)))
-    y = operator(golden_data.normal((2, 3, SIZE, SIZE), 2).clamp(-1, 1))
+    operator.project = operator.inner.project
+    _check_batch(method, operator)
+
+
+def _check_batch(method, operator):
+    prior, noiser = prior_of(5), GaussianNoise(0.05)
+    x = golden_data.normal((2, 3, SIZE, SIZE), 2).clamp(-1, 1)
+    y = operator(x.to(operator.context.dtype))
     chosen = CONDITIONING.get(method)(guidance_rule="line_search", init="inverse")
 
     def run(some: slice) -> torch.Tensor:
@@ -175,7 +244,6 @@ def test_batch_equals_singles(method):
         problem = Problem(y[some], operator, noiser, prior.diffusion, (3, SIZE, SIZE))
         return sample(prior, chosen, problem, PerImageNoise(keys, torch.device("cpu")))
 
-    operator.project = operator.inner.project
     both = run(slice(0, 2))
     singles = torch.cat([run(slice(0, 1)), run(slice(1, 2))])
     torch.testing.assert_close(both, singles, rtol=1e-4, atol=1e-4)
