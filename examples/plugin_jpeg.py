@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.fft import dct
 from torch import Tensor
 
 from guided_diffusion.measurements import OPERATORS, Operator, OperatorContext
-from guided_diffusion.natural_images import dct
 from util.errors import UserError
 from util.img_utils import LUMINANCE
 
@@ -44,8 +44,7 @@ class Jpeg(Operator):
         luminance, chrominance = _tables(quality)
         tables = np.stack([luminance, chrominance, chrominance])[: context.channels]
         self._tables = context.tensor(tables[:, None, :, None])  # [C, 1, 8, 1, 8]
-        cosines = dct(torch.eye(_SIDE, dtype=torch.float64))
-        self._cosines = context.tensor(cosines.numpy())
+        self._cosines = context.tensor(dct(np.eye(_SIDE), norm="ortho"))
 
     def __call__(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]

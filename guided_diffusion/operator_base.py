@@ -157,9 +157,8 @@ class Linearised:
             self._measured = operator(self._x)
             self._u = torch.zeros_like(self._measured).requires_grad_()
             # J^T u, kept as a function of u: its own derivative by u is J.
-            self._pulled = torch.autograd.grad(self._measured, self._x, self._u, create_graph=True)[
-                0
-            ]
+            pulled = torch.autograd.grad(self._measured, self._x, self._u, create_graph=True)
+            self._pulled = pulled[0]
 
     def __call__(self, v: Tensor) -> Tensor:
         """J v."""
