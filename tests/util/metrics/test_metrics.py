@@ -14,7 +14,8 @@ from util import compute_metric
 from util.compute_metric import Matched, match_folders, measure
 from util.errors import UserError
 from util.metrics import base
-from util.runs.results import Results, Row
+from util.runs.manifest import Record
+from util.runs.results import Results
 
 
 def save(path, seed=0, size=(24, 20), noise=0):
@@ -57,7 +58,7 @@ def test_equals_the_metrics_of_a_run(tmp_path):
         noise = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(9 + i))
         results.save_measurement(f"deep/{i}", label, label)
         metrics = results.save_restored(f"deep/{i}", label, label + 0.2 * noise)
-        rows.append(Row(f"deep/{i}", metrics))
+        rows.append(Record(f"deep/{i}.png", "", 0, 0.0, metrics=metrics))
     results.save_report(rows)
     assert run(tmp_path) == 0
     own = {r[0]: r[1:] for r in csv.reader((tmp_path / "metrics.csv").open())}
