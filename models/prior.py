@@ -151,7 +151,7 @@ def restore(
             raise UserError("restore: params belong to a method's name, not to a method")
         chosen = method
     else:
-        chosen = _build_method(method, params, prior)
+        chosen = build_method(method, params, prior)
     noiser = GaussianNoise() if noiser is None else noiser
     prior.check_method(chosen)
     chosen.check(operator, noiser)
@@ -178,7 +178,8 @@ def restore(
     return sample(prior, chosen, problem, noise, callback)
 
 
-def _build_method(name: str, params: Mapping[str, Any] | None, prior: Prior) -> ConditioningMethod:
+def build_method(name: str, params: Mapping[str, Any] | None, prior: Prior) -> ConditioningMethod:
+    """The method that `restore` takes for this name and these params."""
     if params is None and name == "dpps":
         params = prior.params
     if prior.num_steps is not None and name in CONDITIONING.names():

@@ -6,12 +6,10 @@ from typing import Any
 import torch
 
 from data.dataloader import ImageFolder
-from guided_diffusion.condition_methods import ProximalSampling
 from guided_diffusion.noise_models import GaussianNoise
 from guided_diffusion.precision import Execution
-from guided_diffusion.problem import Problem
-from guided_diffusion.sampling import Prior, sample
-from models.prior import build_prior, with_process
+from guided_diffusion.sampling import Prior
+from models.prior import build_prior, restore, with_process
 from util.benchmark.case import build_operator
 from util.config.run_config import load_diffusion_config, load_model_config
 from util.errors import UserError
@@ -74,9 +72,6 @@ def _psnr(
     operator = build_operator(task, label.shape[-1], label.device).bind([key])
     noiser = GaussianNoise(0.01)
     y = noiser(operator(label), key.numpy("noise"))
-    extent = prior.extent(*label.shape[2:])
-    shape = (3, label.shape[2], label.shape[3])
-    problem = Problem(y, operator, noiser, prior.diffusion, shape, extent)
     noise = PerImageNoise([key], label.device)
-    x = sample(prior, ProximalSampling(**params), problem, noise)
+    x = restore(y, operator, prior, params=params, noiser=noiser, noise=noise)
     return psnr(to_pixels(label[0]), to_pixels(x[0]))

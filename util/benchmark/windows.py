@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data.dataloader import read_image
 from data.masks import MaskConfig
-from guided_diffusion.condition_methods import ProximalSampling
+from guided_diffusion.condition_methods import ConditioningMethod
 from guided_diffusion.framing import Frame
 from guided_diffusion.measurements import OPERATORS, Inpainting, Operator, OperatorContext
 from guided_diffusion.noise_models import GaussianNoise
@@ -24,7 +24,7 @@ from guided_diffusion.pretrained import Pretrained
 from guided_diffusion.problem import Extent, Problem, WholeImage
 from guided_diffusion.sampling import Prior, sample
 from guided_diffusion.tiling import TiledModel, Tiling, WindowExtent
-from models.prior import build_prior, with_process
+from models.prior import build_method, build_prior, with_process
 from util.cli import resolve_device
 from util.config.run_config import DiffusionConfig, load_diffusion_config, load_model_config
 from util.errors import UserError
@@ -108,7 +108,7 @@ class Comparison:
     operator: Operator  # of the whole image, bound to it
     y: Tensor
     prior: Prior
-    method: ProximalSampling
+    method: ConditioningMethod
     size: int  # of the windows, in pixels
     seed: int = 0
 
@@ -128,10 +128,13 @@ class Comparison:
         height, width = label.shape[-2:]
         context = OperatorContext(height, width, label.device, mask=MaskConfig())
         operator = OPERATORS.get(task)(context=context).bind([key])
-        y = GaussianNoise(SIGMA)(operator(label), key.numpy("noise"))
+        noiser = GaussianNoise(SIGMA)
+        y = noiser(operator(label), key.numpy("noise"))
         guided, params = diffusion.guided(task)
         prior = with_process(prior, guided, model)
-        return cls(operator, y, prior, ProximalSampling(**params), model.image_size, seed)
+        method = build_method("dpps", params, prior)
+        prior = prior.scheduled(prior.start_timestep(method, operator, noiser))
+        return cls(operator, y, prior, method, model.image_size, seed)
 
     def view(self) -> Tensor:
         """The measurement to look at, [3, H, W]."""

@@ -7,9 +7,11 @@ from PIL import Image
 
 from data.masks import MaskConfig
 from guided_diffusion.measurements import OPERATORS, OperatorContext
+from models.prior import build_prior
 from tests.tiny import SIZE, TinyRun
 from util.benchmark.compare_tile import main
-from util.benchmark.windows import NoiseOfPart, border_visibility, parts
+from util.benchmark.windows import Comparison, NoiseOfPart, border_visibility, parts
+from util.config.run_config import DiffusionConfig, load_model_config
 from util.randomness import ImageKey, PerImageNoise
 
 
@@ -49,6 +51,17 @@ def test_border_visibility_sees_a_step_between_windows():
     shifted = label.clone()
     shifted[:, :, 32:] += 1
     assert border_visibility(shifted, label, 32) > 1.5
+
+
+def test_the_steps_are_those_of_the_config(tmp_path):
+    tiny = TinyRun(tmp_path)
+    model = load_model_config(tiny.folder / "model.yaml")
+    diffusion = DiffusionConfig(num_steps=3)
+    prior = build_prior(model, diffusion, "cpu")
+    label = torch.zeros(1, 3, SIZE, 2 * SIZE)
+    comparison = Comparison.measure("super_resolution", label, model, prior, diffusion)
+    assert comparison.prior.diffusion.num_timesteps == 3
+    assert comparison.method.guidance_rule == "line_search"
 
 
 def test_command_line(tmp_path, capsys):
