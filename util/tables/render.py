@@ -3,7 +3,7 @@
 import csv
 import io
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from guided_diffusion.noise_models import NOISES
 from util.config.schema import Component
 from util.metrics.base import get_metric
 from util.statistics import Mean, Paired
+from util.tables.cells import NOT_RUN
 from util.tables.measure import CellResult, TableResult
 
 _DASH = "-"
@@ -226,7 +227,11 @@ def footnotes(table: TableResult) -> list[str]:
     notes += [spec.note.strip()] if spec.note.strip() else []
     notes += table.notes
     notes += published_notes(table)
-    notes += [f"[{i}] {problem}" for i, problem in enumerate(table.problems, 1)]
+    begun = _begun(table)
+    missing = [r[0].cell.row.name for i, r in enumerate(table.cells) if i not in begun]
+    notes += [f"Not run yet: {', '.join(missing)}."] if missing else []
+    shown = {cell.problem for i in begun for cell in table.cells[i]}
+    notes += [f"[{i}] {p}" for i, p in enumerate(table.problems, 1) if p in shown]
     return notes
 
 
@@ -267,11 +272,11 @@ def _head(title: str, shown: Sequence[Column]) -> list[str]:
 def markdown(table: TableResult, figure: str | None = None) -> str:
     """The tables, their footnotes, paired differences and the figure."""
     lines = [f"## {table.spec.title}", ""]
-    names = [row[0].cell.row.name for row in table.cells]
+    names = _begun(table)
     for title, shown in _parts(table):
         lines += [f"### {title}", ""] if title else []
         body = [
-            [name, *(_markdown_entry(c.entries[i]) for c in shown)] for i, name in enumerate(names)
+            [name, *(_markdown_entry(c.entries[i]) for c in shown)] for i, name in names.items()
         ]
         published = [
             [_italic(name), *(_italic(c.published[i]) for c in shown)]
@@ -288,7 +293,16 @@ def markdown(table: TableResult, figure: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def _paired_parts(table: TableResult, names: Sequence[str]) -> list[str]:
+def _begun(table: TableResult) -> dict[int, str]:
+    """Names of the rows, by their place, but for those of which nothing was run yet."""
+    return {
+        i: row[0].cell.row.name
+        for i, row in enumerate(table.cells)
+        if any(cell.problem != NOT_RUN for cell in row)
+    }
+
+
+def _paired_parts(table: TableResult, names: Mapping[int, str]) -> list[str]:
     compare = table.spec.compare
     if _reference(table) is None:
         return []
@@ -305,7 +319,7 @@ def _paired_parts(table: TableResult, names: Sequence[str]) -> list[str]:
         head = [f"{compare} minus", *_head(title, [c for c, _ in compared])]
         body = [
             [name, *(paired[i] for _, paired in compared)]
-            for i, name in enumerate(names)
+            for i, name in names.items()
             if name != compare
         ]
         lines += [f"{title}:", ""] if title else []

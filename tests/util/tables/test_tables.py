@@ -473,6 +473,9 @@ def test_dry_run_takes_what_is_there(table, restored):
     assert run(table, "--limit", "1", "--dry_run") == 1
     assert restored == []
     assert read_csv(table)["DPPS", "sr", ""]["problem"] == "not run yet"
+    markdown = (table.parent / "out" / "small.md").read_text()
+    assert "Not run yet: measurement, classical, DPPS, DPS, DDNM+.\n" in markdown
+    assert "| DPPS |" not in markdown
     run(table, "--limit", "1")
     before, count = read_csv(table), len(restored)
     run(table, "--limit", "1", "--dry_run")
