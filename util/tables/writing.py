@@ -58,12 +58,10 @@ def report(
 ) -> None:
     """One document with all tables; figures are written beside it. What was written by hand above
     the mark of an earlier one is kept."""
-    before, marked, _ = (
-        path.read_text(encoding="utf-8").partition(_MARK) if path.exists() else [""] * 3
-    )
+    earlier = path.read_text(encoding="utf-8") if path.exists() else ""
+    before, marked, _ = earlier.partition(_MARK)
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     parts = [
-        before if marked else "# Results\n\n",
         _MARK,
         "",
         "Measured by this program; `python -m util.make_table` wrote this file:",
@@ -88,5 +86,5 @@ def report(
                 "    " + cell.command(table.spec.seeds[0], table.spec.limit, fast),
                 "",
             ]
-    write(path, parts[0] + "\n".join(parts[1:]))
+    write(path, (before if marked else "# Results\n\n") + "\n".join(parts))
     get_logger().info("wrote %s", path)
