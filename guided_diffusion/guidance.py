@@ -13,7 +13,7 @@ from torch import Tensor
 from guided_diffusion.conjugate_gradients import conjugate_gradients
 from guided_diffusion.gaussian_diffusion import PriorStep, Transition
 from guided_diffusion.operator_base import Linearised, LinearOperator
-from guided_diffusion.problem import Problem
+from guided_diffusion.problem import Extent, Problem
 from util.registry import Registry
 
 
@@ -75,20 +75,23 @@ class FixedScale(GuidanceRule):
 class LineSearch(GuidanceRule):
     """Pseudoinverse guidance with an exact line search: no scale, for any operator and noise.
 
-    The direction is that of PiGDM (Song et al. 2023, ICLR, eq. 7): g = J^T w with
-    w = A^T (r^2 A A^T + S)^-1 e, e = y - A x0_hat, S the covariance of the noise and J the
-    derivative of x0_hat by x_t. r^2, the variance of the image about x0_hat, is PiGDM's 1 - acp or,
-    where the measurement shows that the prior is further off, what it shows: the r^2 for which
+    The direction is that of PiGDM (Song et al. 2023, ICLR, eq. 7): g = J^T w with w = A^T u,
+    u = (r^2 A A^T + S)^-1 e, e = y - A x0_hat, S the covariance of the noise and J the derivative
+    of x0_hat by x_t. r^2, the variance of the image about x0_hat, is PiGDM's 1 - acp or, where the
+    measurement shows that the prior is further off, what it shows: the r^2 for which
     e^T S^-1 e = r^2 tr(A^T S^-1 A) + (number of values), its mean, is met.
 
-    The length of the step is the one that minimises
-    (y - A x)^T S^-1 (y - A x) + (x - x0_hat)^T C^-1 (x - x0_hat) over x = x0_hat + alpha g, with
-    C = r^2 / sqrt(acp) J the prior's covariance given x_t, by Tweedie's formula (Boys et al. 2024,
-    arXiv 2310.06721), for which g^T C^-1 g = sqrt(acp) / r^2 <w, g>. The sampler's transition then
-    goes towards x in place of x0_hat.
+    The prior's covariance given x_t is C = r^2 / sqrt(acp) J, by Tweedie's formula (Boys et al.
+    2024, arXiv 2310.06721), so that the posterior mean is x0_hat + C A^T z with
+    z = (K + S)^-1 e, K = A C A^T. The length of the step is the one that comes closest to it in
+    the prior's own metric: C A^T (a u) = a h with the a that minimises (z - a u)^T K (z - a u).
+    The sampler's transition then goes towards x0_hat + a h in place of x0_hat.
+
+    K is known along u alone. Of k / (k + 1), the part of a component of S^-1/2 K S^-1/2 that is
+    not noise, the tangent at kappa is taken, the root mean square of k in u.
 
     An operator that is not linear is replaced by its derivative at x0_hat, and the length is halved
-    until what is minimised does not rise with A itself.
+    until the misfit and the prior's term together do not rise with A itself.
     """
 
     _ITERATIONS = 12  # of conjugate gradients, where the operator's spectrum is not known
@@ -105,20 +108,43 @@ class LineSearch(GuidanceRule):
             distances = extent.distances(problem.noiser, problem.y, measured)
             e = problem.y - measured
             r2 = self._prior_variance(A, e, variance, 1 - acp, problem)
-            w = self._direction(A, e, r2, variance)
+            u, w = self._directions(A, e, r2, variance)
         g = torch.autograd.grad(prior.x0_hat, x_t, w)[0]
         with torch.no_grad():
-            v = A(g)
-            gain = extent.measured_sums(e * v / variance)
-            curvature = extent.measured_sums(v * v / variance)
-            penalty = sqrt(acp) * extent.image_sums(w * g / r2)
-            curvature = curvature + penalty
-            useful = (gain > 0) & (curvature > 0)
-            alpha = torch.where(useful, gain / curvature.where(useful, 1.0), 0.0)
+            h = r2 / sqrt(acp) * g
+            ku = A(h)
+            length = self._length(u * problem.measured_values, ku, e, variance, w * h, extent)
             if isinstance(A, Linearised):
-                alpha = self._falling(alpha, x0_hat, g, penalty, variance, problem)
-            shift = extent.blend(alpha) * g
+                penalty = extent.image_sums(w * h)
+                length = self._falling(length, x0_hat, h, penalty, variance, problem)
+            shift = extent.blend(length) * h
             return Guidance(move.per_x0 * shift, x0_hat + shift, distances)
+
+    def _length(
+        self,
+        u: Tensor,
+        ku: Tensor,
+        e: Tensor,
+        variance: float | Tensor,
+        u_ku: Tensor,
+        extent: Extent,
+    ) -> Tensor:
+        """a [B, parts...], 0 where the prior's covariance along u is not positive.
+
+        u, ku, e: u, K u and the residual, like y
+        u_ku: [B, 3, H, W], whose sum is u^T K u
+        """
+
+        def dot(a: Tensor, b: Tensor) -> Tensor:
+            return extent.measured_sums(a * b)
+
+        kk, uku = dot(ku, ku / variance), extent.image_sums(u_ku)
+        tiny = torch.finfo(e.dtype).tiny
+        kappa2 = kk / dot(u, u * variance).clamp(min=tiny)
+        gain = dot(ku, e / variance) + kappa2 * dot(u, e)
+        curvature = 2 * kk + (1 + kappa2) * uku
+        useful = (gain > 0) & (curvature > 0)
+        return torch.where(useful, gain / curvature.where(useful, 1.0), 0.0)
 
     def _prior_variance(
         self,
@@ -137,44 +163,44 @@ class LineSearch(GuidanceRule):
         found = excess / trace.clamp(min=torch.finfo(e.dtype).tiny)
         return found.clamp(min=least).view(-1, 1, 1, 1)
 
-    def _direction(
+    def _directions(
         self, A: LinearOperator | Linearised, e: Tensor, r2: Tensor, variance: float | Tensor
-    ) -> Tensor:
-        """A^T (r^2 A A^T + S)^-1 e, [B, 3, H, W]."""
+    ) -> tuple[Tensor, Tensor]:
+        """u = (r^2 A A^T + S)^-1 e, like e, and w = A^T u, [B, 3, H, W]."""
+        weight = r2.view(-1, *[1] * (e.ndim - 1))
         spectrum = A.spectrum(0.0) if isinstance(A, LinearOperator) else None
         if spectrum is not None and not isinstance(variance, Tensor):
             s = spectrum.values
-            return spectrum.image(s / (r2 * s**2 + variance) * spectrum.measured(e))
-
-        weight = r2.view(-1, *[1] * (e.ndim - 1))
+            w = spectrum.image(s / (r2 * s**2 + variance) * spectrum.measured(e))
+            return (e - weight * A(w)) / variance, w
 
         def system(u: Tensor) -> Tensor:
             return weight * A(A.adjoint(u)) + variance * u
 
-        solved = conjugate_gradients(system, e, torch.zeros_like(e), self._ITERATIONS)
-        return A.adjoint(solved)
+        u = conjugate_gradients(system, e, torch.zeros_like(e), self._ITERATIONS)
+        return u, A.adjoint(u)
 
     def _falling(
         self,
-        alpha: Tensor,
+        length: Tensor,
         x0_hat: Tensor,
-        g: Tensor,
+        h: Tensor,
         penalty: Tensor,
         variance: float | Tensor,
         problem: Problem,
     ) -> Tensor:
-        """alpha [B, parts...], halved where the misfit and the prior's term alpha^2 penalty would
-        be more than the misfit of x0_hat."""
+        """length [B, parts...], halved where the misfit and the prior's term length^2 penalty
+        would be more than the misfit of x0_hat."""
         extent = problem.extent
 
-        def objective(length: Tensor) -> Tensor:
-            e = problem.y - problem.operator(x0_hat + extent.blend(length) * g)
-            return extent.measured_sums(e * e / variance) + length**2 * penalty.clamp(min=0)
+        def objective(a: Tensor) -> Tensor:
+            e = problem.y - problem.operator(x0_hat + extent.blend(a) * h)
+            return extent.measured_sums(e * e / variance) + a**2 * penalty.clamp(min=0)
 
-        start = objective(torch.zeros_like(alpha))
+        start = objective(torch.zeros_like(length))
         for _ in range(self._HALVINGS):
-            rises = objective(alpha) > start
+            rises = ~(objective(length) <= start)  # also where it is not a number
             if not rises.any():
-                return alpha
-            alpha = torch.where(rises, alpha / 2, alpha)
-        return torch.where(objective(alpha) > start, 0.0, alpha)
+                return length
+            length = torch.where(rises, length / 2, length)
+        return torch.where(objective(length) <= start, length, 0.0)

@@ -42,8 +42,9 @@ class WithoutSpectrum(LinearOperator):
 
 
 def smooth_model(x, t):
-    """Predicts noise by the difference from the neighbours: a Jacobian that is not diagonal."""
-    eps = x - 0.5 * (x.roll(1, -1) + x.roll(1, -2))
+    """Predicts noise by the difference from the neighbours: a Jacobian that is not diagonal, but
+    symmetric, as that of a prior is."""
+    eps = x - 0.25 * (x.roll(1, -1) + x.roll(-1, -1) + x.roll(1, -2) + x.roll(-1, -2))
     return torch.cat([eps, 0 * eps], 1)
 
 
@@ -73,30 +74,58 @@ def measured(operator, count=2):
 
 @pytest.mark.parametrize("noiser", [GaussianNoise(0.1), PoissonNoise(0.1)])
 def test_the_length_minimises_what_it_is_said_to(noiser):
+    """(z - a u)^T K (z - a u), with all of it as matrices, a value a row."""
     operator = SuperResolution(4, context=CONTEXT)
     y = measured(operator)
     result, problem, step = guided(operator, y, noiser)
-    x0_hat, moved = step.x0_hat.detach(), result.x0_hat - step.x0_hat.detach()
-    # The prior's covariance r^2 / sqrt(acp) J, J the model's own Jacobian, as a matrix.
+    x0_hat = step.x0_hat.detach()
+    moved = (result.x0_hat - x0_hat).flatten(1)
     acp = problem.diffusion.alphas_cumprod[STEP]
-    variance = problem.variance(operator(x0_hat))
-    r2 = LineSearch()._prior_variance(operator, y - operator(x0_hat), variance, 1 - acp, problem)
-    unit = torch.eye(SIZE * SIZE, dtype=torch.float64).reshape(-1, 1, SIZE, SIZE)
-    j = problem.diffusion.x0_from_eps(
-        unit, torch.full((len(unit),), STEP), smooth_model(unit, None)[:, :1]
-    ).reshape(SIZE * SIZE, -1)
-    precision = torch.linalg.inv(j) * sqrt(acp) / r2
+    variance = torch.as_tensor(problem.variance(operator(x0_hat))).expand_as(y).flatten(1)
+    e = (y - operator(x0_hat)).flatten(1)
+    flat_variance = variance.view_as(y) if isinstance(noiser, PoissonNoise) else variance[0, 0]
+    r2 = LineSearch()._prior_variance(operator, e.view_as(y), flat_variance, 1 - acp, problem)
+    unit = torch.eye(3 * SIZE * SIZE, dtype=torch.float64).reshape(-1, 3, SIZE, SIZE)
+    a = operator(unit).flatten(1).T
+    eps = smooth_model(unit, None)[:, :3]
+    j = problem.diffusion.x0_from_eps(unit, torch.full((len(unit),), STEP), eps).flatten(1).T
+    one = torch.eye(y[0].numel(), dtype=torch.float64)
+    for i in range(len(y)):
+        noise, r = variance[i].diag(), r2[i].item()
+        u = torch.linalg.solve(r * a @ a.T + noise, e[i])
+        h = r / sqrt(acp) * j @ a.T @ u
+        k = r / sqrt(acp) * a @ j @ a.T
+        z = torch.linalg.solve(k + noise, e[i])
+        length = h.dot(moved[i]) / h.square().sum()
+        torch.testing.assert_close(length * h, moved[i], rtol=1e-3, atol=1e-4)
+        # From here in units of the noise, and k / (k + 1) replaced by its tangent at kappa.
+        k = k / variance[i].sqrt().outer(variance[i].sqrt())
+        z, u = variance[i].sqrt() * z, variance[i].sqrt() * u
+        kappa2 = (k @ u).square().sum() / u.square().sum()
+        metric = (k + kappa2 * one) @ (k + one)
 
-    def objective(length: float) -> torch.Tensor:
-        shift = length * moved
-        data = (y - operator(x0_hat + shift)).square() / variance
-        flat = shift.flatten(2)
-        return data.flatten(1).sum(1) + (flat @ precision[:, 0] * flat).sum((1, 2))
+        def distance(length, z=z, u=u, metric=metric):
+            return (z - length * u) @ metric @ (z - length * u)
 
-    least = objective(1.0)
-    assert (least < objective(0.9)).all()
-    assert (least < objective(1.1)).all()
-    assert (least < objective(0.0)).all()
+        assert distance(length) < min(distance(0.99 * length), distance(1.01 * length))
+
+
+def test_where_the_prior_knows_each_pixel_the_step_ends_at_the_posterior_mean():
+    """With K a multiple of the unit matrix, whatever its size beside the noise."""
+    operator = Denoising(context=CONTEXT)
+    x_t = golden_data.normal((1, 3, SIZE, SIZE), 5).double().requires_grad_()
+    y = measured(operator, 1)
+    prior = replace(prior_of(), model=lambda x, t: torch.cat([0.9 * x, 0 * x], 1))
+    for sigma in (0.02, 0.2, 2.0):
+        problem = Problem(y, operator, GaussianNoise(sigma), prior.diffusion, tuple(y.shape[1:]))
+        step, move = prior.reverse(x_t, STEP)
+        x0_hat, acp = step.x0_hat.detach(), problem.diffusion.alphas_cumprod[STEP]
+        r2 = LineSearch()._prior_variance(operator, y - x0_hat, sigma**2, 1 - acp, problem)
+        # x0_hat = x_t (1 - 0.9 sqrt(1 - acp)) / sqrt(acp)
+        k = r2 / sqrt(acp) * (1 - 0.9 * sqrt(1 - acp)) / sqrt(acp)
+        expected = x0_hat + k / (k + sigma**2) * (y - x0_hat)
+        found = LineSearch()(step, move, x_t, STEP, problem).x0_hat
+        torch.testing.assert_close(found, expected)
 
 
 def test_without_a_spectrum_the_same_step_is_found():
@@ -215,8 +244,8 @@ def test_a_linear_operator_that_does_not_say_so_gives_the_same_step():
         def __call__(self, x):
             return linear(x)
 
-    y = measured(linear)
-    expected, found = (guided(A, y)[0].offset for A in (linear, Unsaid(CONTEXT)))
+    y, noiser = measured(linear), GaussianNoise(1.0)  # so much that no step is too long
+    expected, found = (guided(A, y, noiser)[0].offset for A in (linear, Unsaid(CONTEXT)))
     torch.testing.assert_close(found, expected)
 
 
