@@ -167,12 +167,13 @@ class LineSearch(GuidanceRule):
         self, A: LinearOperator | Linearised, e: Tensor, r2: Tensor, variance: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """u = (r^2 A A^T + S)^-1 e, like e, and w = A^T u, [B, 3, H, W]."""
-        weight = r2.view(-1, *[1] * (e.ndim - 1))
         spectrum = A.spectrum(0.0) if isinstance(A, LinearOperator) else None
         if spectrum is not None and not isinstance(variance, Tensor):
             s = spectrum.values
-            w = spectrum.image(s / (r2 * s**2 + variance) * spectrum.measured(e))
-            return (e - weight * A(w)) / variance, w
+            c = spectrum.measured(e) / (r2 * s**2 + variance)
+            return spectrum.measurement(c), spectrum.image(s * c)
+
+        weight = r2.view(-1, *[1] * (e.ndim - 1))
 
         def system(u: Tensor) -> Tensor:
             return weight * A(A.adjoint(u)) + variance * u

@@ -22,12 +22,14 @@ class Spectrum:
     coefficients: x [..., 3, H, W] -> V^T x
     image: the way back, c [..., 3, H, W] -> V c
     measured: y [..., 3, h, w] -> U^T y [..., 3, H, W], zero where A has no such component
+    measurement: the way back, c [..., 3, H, W] -> U c
     """
 
     values: Tensor
     coefficients: Callable[[Tensor], Tensor]
     image: Callable[[Tensor], Tensor]
     measured: Callable[[Tensor], Tensor]
+    measurement: Callable[[Tensor], Tensor]
 
     def inverse_values(self) -> Tensor:
         """1/s, and 0 where s is 0: A^+ y is image(measured(y) times these)."""
@@ -37,7 +39,7 @@ class Spectrum:
 
 def diagonal_spectrum(values: Tensor) -> Spectrum:
     """The spectrum of a pointwise multiplication by `values` >= 0."""
-    return Spectrum(values, _same, _same, _same)
+    return Spectrum(values, _same, _same, _same, _same)
 
 
 def _same(x: Tensor) -> Tensor:
@@ -65,6 +67,7 @@ class SeparableFactors:
             lambda x: v_r.T @ x @ v_c,
             lambda c: v_r @ c @ v_c.T,
             lambda y: F.pad(u_r.T @ y @ u_c, pad),
+            lambda c: u_r @ c[..., : u_r.shape[1], : u_c.shape[1]] @ u_c.T,
         )
 
 

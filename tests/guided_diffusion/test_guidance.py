@@ -18,7 +18,7 @@ from guided_diffusion.measurements import (
     PhaseRetrieval,
     SuperResolution,
 )
-from guided_diffusion.noise_models import GaussianNoise, PoissonNoise
+from guided_diffusion.noise_models import Clean, GaussianNoise, PoissonNoise
 from guided_diffusion.problem import Problem
 from guided_diffusion.sampling import Prior, sample
 from guided_diffusion.tiling import Tiling, WindowExtent
@@ -126,6 +126,17 @@ def test_where_the_prior_knows_each_pixel_the_step_ends_at_the_posterior_mean():
         expected = x0_hat + k / (k + sigma**2) * (y - x0_hat)
         found = LineSearch()(step, move, x_t, STEP, problem).x0_hat
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", [Denoising, SuperResolution, GaussianBlur])
+def test_single_precision_is_enough_for_clean_measurements(kind):
+    arguments = {SuperResolution: (2,), GaussianBlur: (9, 1.0)}.get(kind, ())
+    y = measured(kind(*arguments, context=CONTEXT))
+    x_t = golden_data.normal((2, 3, SIZE, SIZE), 5)
+    single = kind(*arguments, context=OperatorContext(SIZE, SIZE))
+    found = guided(single, y.float(), Clean(), x_t.float())[0].offset
+    exact = guided(kind(*arguments, context=CONTEXT), y, Clean(), x_t.double())[0].offset
+    assert (found - exact).norm() < 1e-3 * exact.norm()
 
 
 def test_without_a_spectrum_the_same_step_is_found():

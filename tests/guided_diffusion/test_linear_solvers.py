@@ -74,6 +74,7 @@ def test_spectrum_is_a_decomposition(name):
     torch.testing.assert_close(spectrum.image(c), x)
     torch.testing.assert_close((c**2).sum(), (x**2).sum())
     torch.testing.assert_close(spectrum.measured(operator(x)), spectrum.values * c)
+    torch.testing.assert_close(spectrum.measurement(spectrum.values * c), operator(x))
 
 
 @pytest.mark.parametrize("name", CLOSED_FORM)
