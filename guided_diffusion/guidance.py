@@ -71,6 +71,12 @@ class FixedScale(GuidanceRule):
         return extent.blend(polyak.clamp(max=self.scale))
 
 
+def _quotient(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, 0 where one of them is not positive."""
+    positive = (a > 0) & (b > 0)
+    return torch.where(positive, a / b.where(positive, 1.0), 0.0)
+
+
 @GUIDANCE_RULES.register("line_search")
 class LineSearch(GuidanceRule):
     """Pseudoinverse guidance with an exact line search: no scale, for any operator and noise.
@@ -88,7 +94,9 @@ class LineSearch(GuidanceRule):
     The sampler's transition then goes towards x0_hat + a h in place of x0_hat.
 
     K is known along u alone. Of k / (k + 1), the part of a component of S^-1/2 K S^-1/2 that is
-    not noise, the tangent at kappa is taken, the root mean square of k in u.
+    not noise, the tangent at kappa is taken, the root mean square of k in u. No step is so long
+    that the misfit e^T S^-1 e and the prior's term h^T C^-1 h together would be more than before:
+    that is twice the length that makes them least.
 
     An operator that is not linear is replaced by its derivative at x0_hat, and the length is halved
     until the misfit and the prior's term together do not rise with A itself.
@@ -141,10 +149,9 @@ class LineSearch(GuidanceRule):
         kk, uku = dot(ku, ku / variance), extent.image_sums(u_ku)
         tiny = torch.finfo(e.dtype).tiny
         kappa2 = kk / dot(u, u * variance).clamp(min=tiny)
-        gain = dot(ku, e / variance) + kappa2 * dot(u, e)
-        curvature = 2 * kk + (1 + kappa2) * uku
-        useful = (gain > 0) & (curvature > 0)
-        return torch.where(useful, gain / curvature.where(useful, 1.0), 0.0)
+        gain = dot(ku, e / variance)
+        nearest = _quotient(gain + kappa2 * dot(u, e), 2 * kk + (1 + kappa2) * uku)
+        return nearest.minimum(2 * _quotient(gain, kk + uku))
 
     def _prior_variance(
         self,
