@@ -128,6 +128,15 @@ def test_where_the_prior_knows_each_pixel_the_step_ends_at_the_posterior_mean():
         torch.testing.assert_close(found, expected)
 
 
+def test_no_step_leaves_a_greater_misfit():
+    """Also where what is seen well and what is seen badly would take very different lengths."""
+    operator, noiser = GaussianBlur(5, 1.0, context=CONTEXT), GaussianNoise(0.002)
+    rough = golden_data.normal((4, 3, SIZE, SIZE), 7).double()
+    result, problem, step = guided(operator, measured(operator, 4) + 0.1 * rough, noiser)
+    before, after = (problem.distance(x.detach()) for x in (step.x0_hat, result.x0_hat))
+    assert (after < before).all()
+
+
 @pytest.mark.parametrize("kind", [Denoising, SuperResolution, GaussianBlur])
 def test_single_precision_is_enough_for_clean_measurements(kind):
     arguments = {SuperResolution: (2,), GaussianBlur: (9, 1.0)}.get(kind, ())
