@@ -151,7 +151,7 @@ class LineSearch(GuidanceRule):
         kappa2 = kk / dot(u, u * variance).clamp(min=tiny)
         gain = dot(ku, e / variance)
         nearest = _quotient(gain + kappa2 * dot(u, e), 2 * kk + (1 + kappa2) * uku)
-        return nearest.minimum(2 * _quotient(gain, kk + uku))
+        return nearest.minimum(2 * _quotient(gain, kk + uku.clamp(min=0)))
 
     def _prior_variance(
         self,
