@@ -134,7 +134,7 @@ def test_no_step_leaves_a_greater_misfit():
     rough = golden_data.normal((4, 3, SIZE, SIZE), 7).double()
     result, problem, step = guided(operator, measured(operator, 4) + 0.1 * rough, noiser)
     before, after = (problem.distance(x.detach()) for x in (step.x0_hat, result.x0_hat))
-    assert (after < before).all()
+    assert (after <= before * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("kind", [Denoising, SuperResolution, GaussianBlur])
