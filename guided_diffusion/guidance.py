@@ -121,10 +121,10 @@ class LineSearch(GuidanceRule):
         with torch.no_grad():
             h = r2 / sqrt(acp) * g
             ku = A(h)
-            length = self._length(u * problem.measured_values, ku, e, variance, w * h, extent)
+            u_ku = extent.image_sums(w * h)  # also h^T C^-1 h
+            length = self._length(u * problem.measured_values, ku, e, variance, u_ku, extent)
             if isinstance(A, Linearised):
-                penalty = extent.image_sums(w * h)
-                length = self._falling(length, x0_hat, h, penalty, variance, problem)
+                length = self._falling(length, x0_hat, h, u_ku, variance, problem)
             shift = extent.blend(length) * h
             return Guidance(move.per_x0 * shift, x0_hat + shift, distances)
 
@@ -140,18 +140,18 @@ class LineSearch(GuidanceRule):
         """a [B, parts...], 0 where the prior's covariance along u is not positive.
 
         u, ku, e: u, K u and the residual, like y
-        u_ku: [B, 3, H, W], whose sum is u^T K u
+        u_ku: u^T K u, [B, parts...]
         """
 
         def dot(a: Tensor, b: Tensor) -> Tensor:
             return extent.measured_sums(a * b)
 
-        kk, uku = dot(ku, ku / variance), extent.image_sums(u_ku)
+        kk = dot(ku, ku / variance)
         tiny = torch.finfo(e.dtype).tiny
         kappa2 = kk / dot(u, u * variance).clamp(min=tiny)
         gain = dot(ku, e / variance)
-        nearest = _quotient(gain + kappa2 * dot(u, e), 2 * kk + (1 + kappa2) * uku)
-        return nearest.minimum(2 * _quotient(gain, kk + uku.clamp(min=0)))
+        nearest = _quotient(gain + kappa2 * dot(u, e), 2 * kk + (1 + kappa2) * u_ku)
+        return nearest.minimum(2 * _quotient(gain, kk + u_ku.clamp(min=0)))
 
     def _prior_variance(
         self,
