@@ -5,6 +5,7 @@
       --batch_sizes 1,4,16,32 --modes fp32,tf32,bf16,bf16+compile --json h100.json
   python -m util.benchmark gpu --help                            # all that a GPU has to tell
   python -m util.benchmark --operators
+  python -m util.benchmark --memory                              # peak by image size and mode
   python -m util.benchmark --compare_fast --data_root DIR --limit 16 --seeds 3
 
 Random weights serve for speed, so no checkpoint is needed (--compare_fast reads one). The times
@@ -54,6 +55,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--no_plain", action="store_true", help="leave the plain loop out")
     add("--json", metavar="FILE", help="write the figures there as well")
     add("--operators", action="store_true", help="the operators on 50 candidates, nothing else")
+    add("--memory", action="store_true", help="the peak of a step by image size, nothing else")
     add("--compare_fast", action="store_true", help="PSNR of --fast against fp32, and nothing else")
     add(
         "--diffusion_config",

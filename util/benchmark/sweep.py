@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
-from guided_diffusion.precision import AcceleratedNetwork, Execution, accelerate, fastest_precision
+from guided_diffusion.precision import AcceleratedNetwork, accelerate
 from models.checkpoint import model_config
 from util.benchmark.case import Bench, count_gflop, plain_loop, random_network
 from util.benchmark.compare_fast import compare_fast
 from util.benchmark.deepinv import time_deepinv
+from util.benchmark.memory import measure_memory
+from util.benchmark.modes import default_modes, execution_of
 from util.benchmark.operators import compare_operators
 from util.benchmark.report import Report, Row, header
 from util.cli import resolve_device
@@ -87,34 +89,23 @@ class Benchmark(Bench):
         self.report.notes.append(note)
 
 
-def execution_of(mode: str) -> Execution:
-    """What "bf16", "bf16+fast" or "bf16+compile" means."""
-    precision, _, rest = mode.partition("+")
-    return Execution(precision, rest == "compile", rest == "fast")
-
-
-def default_modes(device: torch.device) -> list[str]:
-    fastest = fastest_precision(device)
-    if device.type != "cpu":
-        return list(dict.fromkeys(["fp32", fastest]))
-    return list(dict.fromkeys(["fp32", "fp32+fast", f"{fastest}+fast"]))
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """What `args` of __main__.py ask for: print it, and return its figures."""
     device = resolve_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.modes is None:
+        args.modes = default_modes(device)
+    for mode in args.modes:
+        execution_of(mode).resolve(False, device)
     if args.compare_fast:
         figures = compare_fast(args, device)
     elif args.operators:
         size = args.image_size or model_config(args.model_config).image_size
         figures = compare_operators(args, size, device)
+    elif args.memory:
+        figures = measure_memory(args, device)
     else:
-        if args.modes is None:
-            args.modes = default_modes(device)
-        for mode in args.modes:
-            execution_of(mode).resolve(False, device)
         print(header())
         report = Benchmark(args, device).run()
         print(

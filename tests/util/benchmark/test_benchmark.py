@@ -1,6 +1,8 @@
 """The benchmark: what it counts, what it prints, and that a sweep survives a lack of memory."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from guided_diffusion.condition_methods import ProximalSampling
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.unet import UNetConfig
 from util.benchmark import __main__ as benchmark
-from util.benchmark import case, session
+from util.benchmark import case, memory, session
 
 TINY = """
 image_size: 32
@@ -105,6 +107,27 @@ def test_operators_agree_with_their_dense_forms(config, tmp_path):
     assert figures["gaussian_blur"]["ratio"] > 0
 
 
+def test_memory_grows_with_the_image(config, tmp_path, capsys):
+    path = tmp_path / "memory.json"
+    sizes = {}
+    for size in ("32", "256"):
+        options = ("--image_size", size, "--modes", "fp32", "--json", str(path))
+        assert run(config, "--memory", *options) == 0
+        (sizes[size],) = json.loads(path.read_text()).values()
+    assert 256 * 256 * 32 * 4 * 8 / 2**30 < sizes["256"] - sizes["32"] < 2  # eight activations
+
+
+def test_a_process_that_the_system_kills_ran_out_of_memory(config, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "_step", _killed)
+    options = ("--image_size", "32", "--modes", "fp32")
+    assert run(config, "--memory", *options) == 0
+    assert "out of memory" in capsys.readouterr().out
+
+
+def _killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -115,6 +138,7 @@ def test_operators_agree_with_their_dense_forms(config, tmp_path):
         ("--image_size", "33"),
         ("--batch_sizes", "0"),
         ("--compare_fast",),
+        ("--memory", "--image_size", "33"),
     ],
 )
 def test_bad_options_are_explained(config, options, capsys):
