@@ -49,6 +49,9 @@ class Chain(Operator):
         joined = [part.join(list(o)) for part, o in zip(self.parts, rest, strict=True)]
         return _chained(joined, self.context)
 
+    def take(self, images: Sequence[int]) -> Operator:
+        return _chained([part.take(images) for part in self.parts], self.context)
+
     def initial(self, y: Tensor) -> Tensor | None:
         for part in reversed(self.parts):
             enlarged = part.initial(y)
@@ -98,8 +101,9 @@ def chain(parts: list[dict[str, Any]], *, context: OperatorContext) -> Operator:
         raise UserError("chain: needs the operators of its parts (OperatorContext.build_part)")
     built: list[Operator] = []
     size = (context.height, context.width)
-    for part in parts:
-        built.append(context.build_part(part, replace(context, height=size[0], width=size[1])))
+    for number, part in enumerate(parts, 1):
+        own = replace(context, height=size[0], width=size[1], part=number)
+        built.append(context.build_part(part, own))
         if len(built) == len(parts):
             break
         if built[-1].differs_by_image:

@@ -8,7 +8,7 @@ image. Shapes: x_t [B, 3, H, W], y [B, ...].
 
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ class StepResult:
 
 
 Init = Literal["aligned", "inverse", "noise"]
+Selection = Literal["predicted_noise", "interpolated"]
 
 
 @dataclass
@@ -77,6 +78,8 @@ class ConditioningMethod:
             return None
         if self.init == "aligned":
             return operator.initial(y)
+        if self.init != "inverse":
+            raise UserError(f'init "{self.init}": expected one of {", ".join(get_args(Init))}')
         u = operator.inverse(y, sigma)
         return None if u is None else u.clamp(-1, 1)
 
@@ -251,7 +254,7 @@ class ProximalSampling(ConditioningMethod):
     n_max: int = 50
     candidates: Literal["adaptive"] | int = "adaptive"
     init: Init = "aligned"
-    selection: Literal["predicted_noise", "interpolated"] = "predicted_noise"
+    selection: Selection = "predicted_noise"
     max_timestep: int | None = None
     limit_scale: bool = False
     guidance_rule: str = "published"
@@ -259,6 +262,9 @@ class ProximalSampling(ConditioningMethod):
     def __post_init__(self) -> None:
         if self.n_max < 1 or (self.candidates != "adaptive" and self.candidates < 1):
             raise UserError("dpps: n_max and candidates must be at least 1")
+        if self.selection not in get_args(Selection):
+            known = ", ".join(get_args(Selection))
+            raise UserError(f'dpps: selection "{self.selection}": expected one of {known}')
         if self.max_timestep is not None and (self.max_timestep < 1 or self.init == "noise"):
             raise UserError(
                 "dpps: max_timestep must be at least 1, and needs init: aligned or inverse"

@@ -70,18 +70,19 @@ def cut_border(y: Tensor, border: int) -> Tensor:
 
 
 class FramedOperator(LinearOperator):
-    """`inner` on the image inside a frame, the `border` outermost pixels of y left out.
+    """A linear `inner` on the image inside a frame, the `border` outermost pixels of y left out.
 
     Two cuts around A: what lies in the frame outside the image is not measured and does not
-    count, and the operator stays linear where `inner` is. The border is for real blurs, whose
+    count, and the operator stays linear. The border is for real blurs, whose
     outermost pixels hold light from outside the picture that no reflection tells of.
     """
 
     def __init__(self, inner: Operator, frame: Frame, border: int = 0) -> None:
+        if not inner.linear:
+            raise UserError(f"{inner.title}: is not linear, so its images cannot be framed")
         context = replace(inner.context, height=frame.full_height, width=frame.full_width)
         super().__init__(context)
         self.inner, self.frame, self.border = inner, frame, border
-        self.linear = inner.linear
 
     @property
     def title(self) -> str:

@@ -137,7 +137,7 @@ class LineSearch(GuidanceRule):
         u_ku: Tensor,
         extent: Extent,
     ) -> Tensor:
-        """a [B, parts...], 0 where the prior's covariance along u is not positive.
+        """a [B, parts...]; 0 where the misfit does not fall along h.
 
         u, ku, e: u, K u and the residual, like y
         u_ku: u^T K u, [B, parts...]
@@ -185,7 +185,7 @@ class LineSearch(GuidanceRule):
         def system(u: Tensor) -> Tensor:
             return weight * A(A.adjoint(u)) + variance * u
 
-        u = conjugate_gradients(system, e, torch.zeros_like(e), self._ITERATIONS)
+        u = conjugate_gradients(system, e, None, self._ITERATIONS)
         return u, A.adjoint(u)
 
     def _falling(

@@ -124,10 +124,11 @@ class KernelBlur(LinearOperator):
         super().__init__(context)
         self.kernel = np.ascontiguousarray(kernel, dtype=np.float32)
         self.radius, cut = _cut_kernel(self.kernel)
-        if max(self.radius) >= min(context.height, context.width):
+        down, across = self.radius
+        if down >= context.height or across >= context.width:
             raise UserError(
-                f"a kernel reaching {max(self.radius)} pixels is too large for an image of "
-                f"{context.height}x{context.width}; use a smaller kernel or a larger image"
+                f"a kernel reaching {down} pixels down and {across} across is too large for an "
+                f"image of {context.height}x{context.width}; use a smaller kernel or a larger image"
             )
         # Wrapped-around values stay outside the part that is kept, so no zero padding.
         self._size = tuple(
@@ -202,7 +203,8 @@ class MotionBlur(KernelBlur):
             _check_kernel_size("motion_blur", kernel_size)
             if not 0 <= intensity <= 1:
                 raise UserError(f"motion_blur: intensity must be in [0, 1], got {intensity}")
-            rng = numpy_stream(context.seed, "motion_blur kernel")
+            part = f" {context.part}" if context.part > 1 else ""
+            rng = numpy_stream(context.seed, f"motion_blur kernel{part}")
             array = motion_kernel(kernel_size, intensity, rng)
         super().__init__(context, array)
 
@@ -278,6 +280,9 @@ class Inpainting(LinearOperator):
     def join(self, others: Sequence["Inpainting"]) -> "Inpainting":  # type: ignore[override]
         masks = torch.cat([operator.masks for operator in (self, *others)])
         return Inpainting(context=self.context, masks=masks)
+
+    def take(self, images: Sequence[int]) -> "Inpainting":
+        return Inpainting(context=self.context, masks=self.masks[list(images)])
 
     def _mask(self, key: ImageKey) -> np.ndarray:
         c = self.context

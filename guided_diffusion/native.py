@@ -69,18 +69,26 @@ def _load(path: Path) -> ctypes.CDLL:
 
 def _built() -> Path:
     """The library's file; compiled now unless it is there."""
-    compiler = _compiler()
-    path = cache_folder() / f"norm_kernel_{_fingerprint(compiler)}.so"
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        draft = Path(folder) / path.name
+    compiler, cache = _compiler(), cache_folder()
+    stem = f"norm_kernel_{_fingerprint(compiler)}"
+    for path in cache.glob(f"{stem}_*.so"):
+        if path.name == _name(stem, path):  # loading a damaged one can kill the program
+            return path
+        path.unlink()
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        draft = Path(folder) / f"{stem}.so"
         _compile(compiler, draft)
         _load(draft)  # what cannot be loaded is not kept
+        path = cache / _name(stem, draft)
         os.replace(draft, path)  # two runs may build at once
     get_logger().info("fused kernel built: %s", path)
     return path
+
+
+def _name(stem: str, library: Path) -> str:
+    """The name under which a library is kept: it tells the contents."""
+    return f"{stem}_{hashlib.sha256(library.read_bytes()).hexdigest()[:16]}.so"
 
 
 def _compiler() -> str:

@@ -114,20 +114,26 @@ def wiener(
 
 
 def expected_error(
-    start: Callable[[Tensor, int], Tensor], shape: tuple[int, int, int], like: Tensor
+    start: Callable[[Tensor, int], Tensor],
+    shape: tuple[int, int, int],
+    like: Tensor,
+    at_a_time: int | None = None,
 ) -> float:
     """Mean squared error of what `start` makes of measured images, where it has its energy.
 
-    start: (image [1, *shape], seed) -> its estimate from a measurement of it
+    start: (images [B, *shape], number of the first) -> their estimates from measurements of them
+    at_a_time: images that `start` takes, B; None: all
 
     An error that is confined to a part of the image (a hole) counts as it is there.
     """
     images, generator = NaturalImages(shape, like), torch.Generator().manual_seed(0)
     _, height, width = shape
     total, energy = 0.0, 0.0
-    for seed in range(-(-_PIXELS // (height * width))):
-        image = images.draw(1, generator).clamp(-1, 1)
-        error = (start(image, seed) - image).square().mean(1, keepdim=True)
+    count = -(-_PIXELS // (height * width))
+    for first in range(0, count, at_a_time or count):
+        together = min(at_a_time or count, count - first)
+        drawn = torch.cat([images.draw(1, generator) for _ in range(together)]).clamp(-1, 1)
+        error = (start(drawn, first) - drawn).square().mean(1, keepdim=True)
         blocks = torch.nn.functional.avg_pool2d(error, min(_BLOCK, height, width))
         total += blocks.sum().item()
         energy += blocks.square().sum().item()

@@ -15,6 +15,7 @@ from util.registry import Registry
 # Values of pixels [B, C, h, w] -> their sums over parts of the image, [B, parts...].
 Pool = Callable[[Tensor], Tensor]
 LEAST_SIGMA = 1e-3  # what no noise at all counts as where a system is solved
+_OVERSHOOT = 2.0  # bicubic reduction and kernels with negative values leave [-1, 1] by less
 _LEAST_SQUARE = 1e-30  # keeps the gradient of a norm finite where a part fits exactly
 
 
@@ -100,7 +101,8 @@ class GaussianNoise(NoiseModel):
 
 @NOISES.register("poisson")
 class PoissonNoise(NoiseModel):
-    """Photon noise of 8-bit images: 255 * `rate` photons make a white pixel."""
+    """Photon noise of 8-bit images: 255 * `rate` photons make a white pixel. What leaves [-1, 1] is
+    cut; UserError for measurements that are no pictures and go far beyond it."""
 
     def __init__(self, rate: float = 1.0) -> None:
         if rate <= 0:
@@ -108,6 +110,12 @@ class PoissonNoise(NoiseModel):
         self.rate = rate
 
     def __call__(self, clean: Tensor, rng: np.random.RandomState) -> Tensor:
+        largest = clean.abs().max().item()
+        if largest > _OVERSHOOT:
+            raise UserError(
+                f"noise poisson: counts the photons of pictures on [-1, 1], and this measurement "
+                f"goes to {largest:.3g}; take noise gaussian"
+            )
         unit = ((clean + 1) / 2).clamp(0, 1).cpu().numpy()
         photons = rng.poisson(unit * 255.0 * self.rate)
         noisy = torch.as_tensor(photons / 255.0 / self.rate).to(clean)

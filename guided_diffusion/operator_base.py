@@ -29,6 +29,7 @@ class OperatorContext:
     dtype: torch.dtype = torch.float32
     seed: int = 0  # of what is drawn once per run (motion kernel)
     channels: int = 3  # of the images: 3, or 1 for grey ones
+    part: int = 1  # of a chain: two alike must not draw the same
     mask: MaskConfig | None = None  # the task's mask_opt
     # Options file -> network, for an operator that is one (nonlinear_blur)
     load_network: Callable[[str], nn.Module] | None = None
@@ -76,7 +77,7 @@ class Operator:
 
     def bind(self, keys: Sequence[ImageKey]) -> "Operator":
         """The operator for these images; most are the same for all. One that is not defines
-        `join` as well."""
+        `join` and `take` as well."""
         return self
 
     def join(self, others: Sequence["Operator"]) -> "Operator":
@@ -86,6 +87,15 @@ class Operator:
             raise UserError(
                 f"{type(self).__name__}: differs from image to image and has no join(); restore "
                 "them one at a time (--batch_size 1)"
+            )
+        return self
+
+    def take(self, images: Sequence[int]) -> "Operator":
+        """The operator for some images, by number, of those that it is bound to."""
+        if self.differs_by_image:
+            raise UserError(
+                f"{type(self).__name__}: differs from image to image and has no take(); restore "
+                "them one at a time"
             )
         return self
 

@@ -182,5 +182,5 @@ class PseudoinverseGuidance(LinearMethod):
         def system(v: Tensor) -> Tensor:
             return r2 * A(A.adjoint(v)) + sigma2 * v
 
-        solved = conjugate_gradients(system, gap, torch.zeros_like(gap), self.cg_iterations)
+        solved = conjugate_gradients(system, gap, None, self.cg_iterations)
         return r2 * A.adjoint(solved)

@@ -119,19 +119,32 @@ def _fails(dtype: torch.dtype, device: torch.device) -> str:
 
 
 @contextlib.contextmanager
-def _matmul_format(tf32: bool) -> Iterator[None]:
-    """Allow or forbid TF32 for what runs inside, and only there.
+def _matmul_format(tf32: bool, device: torch.device) -> Iterator[None]:
+    """Allow or forbid TF32 for what runs inside, and only there; of GPUs alone.
 
     The switches are global, and the operators must not see them: a blur in TF32 is wrong in
     the fourth digit.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+    if device.type != "cuda":
+        yield
+        return
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    switches: list[tuple[Any, str]] = [(matmul, "allow_tf32"), (cudnn, "allow_tf32")]
+    wanted: bool | str = tf32
+    try:
+        before = [getattr(*switch) for switch in switches]
+    except RuntimeError:  # the older switches may not be asked where the newer ones are in use
+        switches = [(matmul, "fp32_precision"), (cudnn.conv, "fp32_precision")]
+        wanted = "tf32" if tf32 else "ieee"
+        before = [getattr(*switch) for switch in switches]
+    for switch in switches:
+        setattr(*switch, wanted)
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        for switch, value in zip(switches, before, strict=True):
+            setattr(*switch, value)
 
 
 def gradient_scale(gradient: Tensor) -> Tensor:
@@ -168,7 +181,7 @@ class _ThroughNetwork(torch.autograd.Function):
         inner, output = ctx.graph or _network_graph(ctx.runner, *ctx.saved_tensors)
         ctx.graph = None
         unused = (None,) * (len(ctx.needs_input_grad) - 1)
-        with _matmul_format(ctx.runner.tf32), torch.enable_grad():
+        with _matmul_format(ctx.runner.tf32, gradient.device), torch.enable_grad():
             if not ctx.runner.scaled:
                 return torch.autograd.grad(output, inner, gradient)[0], *unused
             scale = gradient_scale(gradient)
@@ -218,7 +231,7 @@ class AcceleratedNetwork:
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         function = self._function(x, *told)
-        with _matmul_format(self.tf32), self._autocast or contextlib.nullcontext():
+        with _matmul_format(self.tf32, x.device), self._autocast or contextlib.nullcontext():
             if function is self.network or x.device.type != "cuda":
                 return function(x, *told).to(x.dtype)
             torch.compiler.cudagraph_mark_step_begin()
@@ -235,7 +248,7 @@ class AcceleratedNetwork:
             self._compiled[key] = self.network
         if key not in self._compiled:
             started = time.perf_counter()
-            with _matmul_format(self.tf32), self._autocast or contextlib.nullcontext():
+            with _matmul_format(self.tf32, x.device), self._autocast or contextlib.nullcontext():
                 self._compiled[key] = _compile(self.network, x, *told)
             self.compile_seconds += time.perf_counter() - started
         return self._compiled[key]

@@ -1,7 +1,8 @@
 """The reverse process: from a measurement to restored images."""
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,6 +58,11 @@ class Prior:
     # What the network is told of each image, a third argument [B]; None: nothing. See Pretrained
     labels: Callable[[Sequence[ImageKey]], list[int] | None] | None = None
 
+    def __post_init__(self) -> None:
+        steps, of_process = self.num_steps, self.diffusion.num_timesteps
+        if steps is not None and not 1 <= steps <= of_process:
+            raise UserError(f"num_steps {steps}: expected 1 to {of_process}")
+
     def for_images(self, keys: Sequence[ImageKey]) -> "Prior":
         """The prior whose network is told of these images what it is to be told."""
         labels = None if self.labels is None else self.labels(keys)
@@ -94,22 +100,26 @@ class Prior:
         self, method: ConditioningMethod, operator: Operator, noiser: NoiseModel
     ) -> int | None:
         """Where sampling can begin from the first guess of `method`: the first timestep whose noise
-        drowns the error that such a guess has for natural images. None: there is no first guess,
-        or `num_steps` is None."""
+        drowns the error that such a guess has for natural images (of a black one, where the
+        operator has none). None: sampling begins from noise, or `num_steps` is None.
+
+        operator: of one image, where it differs from image to image
+        """
         if self.num_steps is None or method.init == "noise":
             return None
         context = operator.context
         like = torch.empty(0, device=context.device, dtype=context.dtype)
 
-        def guess(image: Tensor, seed: int) -> Tensor:
-            clean = operator(image)
-            y = noiser(clean[0], np.random.RandomState(seed))[None]
+        def guess(images: Tensor, first: int) -> Tensor:
+            measured = enumerate(operator(images), first)
+            y = torch.stack([noiser(m, np.random.RandomState(seed)) for seed, m in measured])
             sigma = noiser.equivalent_sigma(y, operator.measured_values(y))
             u = method.first_guess(operator, y, sigma)
-            return torch.zeros_like(image) if u is None else u
+            return torch.zeros_like(images) if u is None else u
 
+        at_a_time = 1 if operator.differs_by_image else None
         with torch.no_grad():
-            error = expected_error(guess, context.shape, like)
+            error = expected_error(guess, context.shape, like, at_a_time)
         # Rounded, so that images whose masks are alike can be restored in one batch.
         error = 2 ** (round(2 * math.log2(max(error, _LEAST_ERROR))) / 2)
         acp = self.diffusion.alphas_cumprod
@@ -157,6 +167,14 @@ class _Reverse:
         return self.prior.diffusion.denoise(self.prior.model, x, sigma)
 
 
+@contextlib.contextmanager
+def gradients() -> Iterator[None]:
+    """Gradients on for what runs inside, also where the caller has them off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@gradients()
 def sample(
     prior: Prior,
     method: ConditioningMethod,

@@ -15,7 +15,7 @@ from torch import Tensor
 from data.dataloader import find_images, read_image
 from models.photo_store import held_out_split
 from util.errors import UserError
-from util.img_utils import to_tensor
+from util.img_utils import to_grey, to_tensor
 
 _NTH = 10
 
@@ -44,9 +44,11 @@ def neighbours(images: Tensor, training: Tensor) -> Neighbours:
     return Neighbours(both[distances.argmin(dim=1)], ranked[:, 0] / ranked[:, _NTH - 1])
 
 
-def read_split(root: str | Path, holdout: int, size: int) -> tuple[Tensor, Tensor]:
+def read_split(
+    root: str | Path, holdout: int, size: int, channels: int = 3
+) -> tuple[Tensor, Tensor]:
     """The photographs of size x size below `root`, as training with this `holdout` divides them:
-    those trained on and those held out, each [N, 3, size, size].
+    those trained on and those held out, each [N, channels, size, size].
 
     Raises UserError where there are too few, or where one is of another size.
     """
@@ -56,7 +58,8 @@ def read_split(root: str | Path, holdout: int, size: int) -> tuple[Tensor, Tenso
         for path, image in zip(paths, images, strict=True):
             if image.shape != (3, size, size):
                 raise UserError(f"{path}: is not {size}x{size}, as the samples are")
-        parts.append(torch.stack(images) if images else torch.empty(0, 3, size, size))
+        found = torch.stack(images) if images else torch.empty(0, 3, size, size)
+        parts.append(to_grey(found) if channels == 1 else found)
     if len(parts[0]) < _NTH:
         raise UserError(f"{root}: fewer than {_NTH} photographs to compare with")
     return parts[0], parts[1]
@@ -66,5 +69,4 @@ def pairs(samples: Tensor, nearest: Tensor, columns: int) -> Sequence[Sequence[T
     """Rows of images: every sample beside its nearest photograph, `columns` pairs in a row."""
     flat = [image for pair in zip(samples, nearest, strict=True) for image in pair]
     width = 2 * columns
-    whole = len(flat) - len(flat) % width
-    return [flat[i : i + width] for i in range(0, whole, width)]
+    return [flat[i : i + width] for i in range(0, len(flat), width)]

@@ -19,9 +19,15 @@ from guided_diffusion.noise_models import GaussianNoise, NoiseModel
 from guided_diffusion.precision import AcceleratedNetwork, Execution, accelerate, uncompiled
 from guided_diffusion.pretrained import Pretrained
 from guided_diffusion.problem import Problem
-from guided_diffusion.sampling import Callback, Prior, sample
+from guided_diffusion.sampling import Callback, Prior, gradients, sample
 from guided_diffusion.unet import UNetModel
-from util.config.run_config import DiffusionConfig, load_diffusion_config, load_model_config, tuned
+from util.config.run_config import (
+    DiffusionConfig,
+    check_tuned,
+    load_diffusion_config,
+    load_model_config,
+    tuned,
+)
 from util.config.schema import parse_component
 from util.errors import UserError
 from util.randomness import ImageKey, NoiseSource, PerImageNoise
@@ -40,13 +46,14 @@ def load_prior(
     """The prior that two config files describe, its weights on `device`.
 
     operator: name of the operator whose `guidance` in the diffusion config, if there is any, gives
-      the steps and params
+      the steps and params; with num_steps it has no part in anything
     """
     diffusion = load_diffusion_config(diffusion_config)
     params: dict[str, Any] = {}
     if operator is not None:
         OPERATORS.get(operator, "load_prior")
-        diffusion, params = diffusion.guided(operator)
+        if diffusion.num_steps is None:
+            diffusion, params = diffusion.guided(operator)
     prior = build_prior(load_model_config(model_config), diffusion, device, execution)
     return replace(prior, params=params)
 
@@ -116,6 +123,7 @@ def with_process(prior: Prior, diffusion: DiffusionConfig, model: Pretrained) ->
     )
 
 
+@gradients()
 def restore(
     y: Tensor,
     operator: Operator,
@@ -143,8 +151,9 @@ def restore(
 
     Returns images [B, C, H, W], nominally in [-1, 1], not clamped. A guidance scale means the same
     for every size (see `distance_factor`). Raises UserError for unknown methods or parameters, for
-    sizes the network cannot take, for names that are not one for each measurement, and for methods
-    that cannot work with the operator or the noise.
+    sizes the network cannot take, for names that are not one for each measurement, for methods
+    that cannot work with the operator or the noise, and for a scale or max_timestep with the
+    prior's num_steps.
     """
     if isinstance(method, ConditioningMethod):
         if params is not None:
@@ -170,12 +179,37 @@ def restore(
     if len(names) != len(y):
         raise UserError(f"restore: {len(names)} name(s) for {len(y)} measurement(s)")
     keys = [ImageKey(seed, name) for name in names]
-    noise = PerImageNoise(keys, y.device) if noise is None else noise
-    prior = prior.for_images(keys)
-    prior = prior.scheduled(prior.start_timestep(chosen, operator, noiser))
-    shape, extent = operator.context.shape, prior.extent(height, width)
-    problem = Problem(y, operator, noiser, prior.diffusion, shape, extent)
-    return sample(prior, chosen, problem, noise, callback)
+    starts = _starts(prior, chosen, operator, noiser, len(y))
+    if len(set(starts)) > 1 and (noise is not None or callback is not None):
+        raise UserError(
+            "restore: with these masks sampling begins at different timesteps; restore the images "
+            "one at a time, or without noise and callback"
+        )
+
+    def sampled(start: int | None, keys: list[ImageKey], y: Tensor, operator: Operator) -> Tensor:
+        told = prior.for_images(keys).scheduled(start)
+        shape, extent = operator.context.shape, prior.extent(height, width)
+        problem = Problem(y, operator, noiser, told.diffusion, shape, extent)
+        source = PerImageNoise(keys, y.device) if noise is None else noise
+        return sample(told, chosen, problem, source, callback)
+
+    if len(set(starts)) == 1:
+        return sampled(starts[0], keys, y, operator)
+    restored = y.new_empty(len(y), *operator.context.shape)
+    for start in set(starts):
+        images = [i for i, other in enumerate(starts) if other == start]
+        own = [keys[i] for i in images]
+        restored[images] = sampled(start, own, y[images], operator.take(images))
+    return restored
+
+
+def _starts(
+    prior: Prior, method: ConditioningMethod, operator: Operator, noiser: NoiseModel, count: int
+) -> list[int | None]:
+    """Where sampling begins for each of the images."""
+    if prior.num_steps is None or count == 1 or not operator.differs_by_image:
+        return [prior.start_timestep(method, operator, noiser)] * count
+    return [prior.start_timestep(method, operator.take([i]), noiser) for i in range(count)]
 
 
 def build_method(name: str, params: Mapping[str, Any] | None, prior: Prior) -> ConditioningMethod:
@@ -183,6 +217,7 @@ def build_method(name: str, params: Mapping[str, Any] | None, prior: Prior) -> C
     if params is None and name == "dpps":
         params = prior.params
     if prior.num_steps is not None and name in CONDITIONING.names():
-        params = tuned(name, params or {})
+        given, params = params or {}, tuned(name, params or {})
+        check_tuned(params, gives_scale="scale" in given)
     component = parse_component(CONDITIONING, name, params, "conditioning.params")
     return component.build(CONDITIONING)

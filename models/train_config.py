@@ -46,7 +46,7 @@ class TrainConfig:
     warmup: int = 300
     ema_decay: float = 0.999
     grad_clip: float = 1.0
-    vlb_weight: float = 1e-3
+    vlb_weight: float = 1e-3  # over the published weight, lambda = T / 1000
     seed: int = 0
     checkpoint_every: int = 250
     compile: bool = False

@@ -1,7 +1,8 @@
 """A training run of a diffusion prior.
 
 The loss is the hybrid one of Nichol & Dhariwal 2021 (arXiv 2102.09672): the squared error of the
-predicted noise, plus the variational bound for the learned variance with the mean held fixed.
+predicted noise, plus the variational bound for the learned variance with the mean held fixed, here
+weighted by `vlb_weight` times their lambda.
 Started again, a run continues from the checkpoint in its run_dir; every random number depends on
 (seed, iteration) alone, so a resumed run repeats an uninterrupted one.
 """

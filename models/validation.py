@@ -124,9 +124,12 @@ def draw(
 
 
 def sheet(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
-    """Rows of images [3, H, W] of one size as one picture."""
+    """Rows of images [C, H, W] of one size as one picture; white where a row is shorter."""
+    longest = max(map(len, rows))
+    white = torch.ones_like(rows[0][0])
+    whole = [[*row, *[white] * (longest - len(row))] for row in rows]
     return Image.fromarray(
-        np.vstack([np.hstack([to_pixels(to_colour(x)) for x in row]) for row in rows])
+        np.vstack([np.hstack([to_pixels(to_colour(x)) for x in row]) for row in whole])
     )
 
 
@@ -135,7 +138,9 @@ def check(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     model = load_model_config(args.model_config)
     diffusion = replace(
-        load_diffusion_config(args.diffusion_config), timestep_respacing=args.respacing
+        load_diffusion_config(args.diffusion_config),
+        timestep_respacing=args.respacing,
+        num_steps=None,
     )
     prior = build_prior(model, diffusion, device)
     if any(size < 1 or size % prior.size_multiple for size in args.sizes) or args.count < 1:
@@ -150,7 +155,7 @@ def check(args: argparse.Namespace) -> None:
         if prior.channels == 1:
             images = [to_grey(image) for image in images]
         network = prior.for_images([ImageKey(0, "photographs")]).model
-        whole = replace(diffusion, timestep_respacing="", num_steps=None).build(model)
+        whole = replace(diffusion, timestep_respacing="").build(model)
         if whole.num_timesteps <= max(VALIDATION_TIMESTEPS):
             raise UserError(
                 f"{args.diffusion_config}: timesteps up to {max(VALIDATION_TIMESTEPS)} are looked "
@@ -162,11 +167,10 @@ def check(args: argparse.Namespace) -> None:
     for size in args.sizes:
         samples = draw(prior, args.count, size, device)
         rows = [list(samples[i : i + _COLUMNS]) for i in range(0, args.count, _COLUMNS)]
-        sheet([row for row in rows if len(row) == len(rows[0])]).save(
-            folder / f"samples_{size}.png"
-        )
+        sheet(rows).save(folder / f"samples_{size}.png")
         if args.training:
-            _compare(samples.cpu(), *read_split(args.training, args.holdout, size), folder)
+            split = read_split(args.training, args.holdout, size, prior.channels)
+            _compare(samples.cpu(), *split, folder)
 
 
 def _compare(samples: Tensor, trained: Tensor, held_out: Tensor, folder: Path) -> None:

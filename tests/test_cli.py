@@ -192,6 +192,8 @@ def test_the_published_command_without_its_checkpoint(tmp_path, images):
           "task.conditioning={method: mcg}"], "no projection"),
         (["--set", "task.measurement.operator={name: phase_retrieval}", "--set",
           "task.conditioning.params.max_timestep=400"], "max_timestep needs a measurement"),
+        (["--set", "task.measurement.operator={name: phase_retrieval}", "--set",
+          "task.measurement.noise={name: poisson}"], "photons of pictures"),
         (["--set", "task.measurement.operator={name: motion_blur, kernel_size: 9}", "--set",
           "task.conditioning={method: ddnm+}"], "closed form"),
     ],

@@ -1,11 +1,15 @@
 """The network in other number formats and compiled: same values, gradients, clear errors."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from guided_diffusion import precision, probe
 from guided_diffusion.precision import AcceleratedNetwork, Execution, accelerate, gradient_scale
 from tests import golden_data
+from tests.tiny import ROOT
 from util.errors import UserError
 
 CPU = torch.device("cpu")
@@ -172,3 +176,31 @@ def test_fast_takes_what_was_measured_to_be_fastest(monkeypatch, tmp_path):
         measured.clear()
         for file in tmp_path.glob("dpps/fast_*.json"):
             file.write_text("{")  # a broken note is measured again
+
+
+def test_tf32_is_set_for_the_network_alone():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    for wanted in (True, False):
+        with precision._matmul_format(wanted, torch.device("cuda")):
+            assert (matmul.allow_tf32, cudnn.allow_tf32) == (wanted, wanted)
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+        with precision._matmul_format(wanted, CPU):
+            assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+
+
+NEWER = """
+import torch
+from guided_diffusion.precision import _matmul_format
+parts = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+torch.backends.fp32_precision = "tf32"
+for wanted, name in ((True, "tf32"), (False, "ieee")):
+    with _matmul_format(wanted, torch.device("cuda")):
+        assert [part.fp32_precision for part in parts] == [name] * 2
+    assert [part.fp32_precision for part in parts] == ["tf32"] * 2
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
+def test_tf32_in_a_program_that_uses_the_newer_switches():
+    subprocess.run([sys.executable, "-c", NEWER], cwd=ROOT, check=True)

@@ -93,7 +93,7 @@ class SchedulerConfig:
         if self.timestep_spacing == "trailing":
             return (np.arange(total, 0, -total / count).round()[:count].astype(np.int64) - 1)[::-1]
         kept = np.arange(count) * (total // count) + self.steps_offset
-        return np.minimum(kept, total - 1)
+        return np.unique(np.minimum(kept, total - 1))  # the last two may meet
 
     def limit(self) -> Callable[[Tensor], Tensor]:
         """How x0_hat [B, C, H, W] is limited."""

@@ -43,6 +43,14 @@ def test_blur_and_reduction():
     assert list(chain.saved()) == ["kernel_1"]
 
 
+def test_two_parts_alike_draw_their_own():
+    shake = {"name": "motion_blur", "kernel_size": 9}
+    saved = build(shake, shake).saved()
+    assert not np.array_equal(saved["kernel_1"], saved["kernel_2"])
+    alone = OPERATORS.get("motion_blur")(9, context=OperatorContext(24, 16)).saved()["kernel"]
+    np.testing.assert_array_equal(saved["kernel_1"], alone)
+
+
 def test_masks_at_the_end():
     chain = build(REDUCED, {"name": "inpainting"})
     keys = [ImageKey(0, "a"), ImageKey(0, "b")]
@@ -50,6 +58,7 @@ def test_masks_at_the_end():
     both = chain.bind(keys)
     joined = chain.bind(keys[:1]).join([chain.bind(keys[1:])])
     torch.testing.assert_close(joined(x), both(x))
+    torch.testing.assert_close(both.take([1])(x[1:]), both(x)[1:])
     assert [array["mask"].shape for array in both.saved_per_image()] == [(12, 8)] * 2
     assert np.allclose(both.measured_values(both(x)).mean((1, 2, 3)), 0.5, atol=0.2)
 

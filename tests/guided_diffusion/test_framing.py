@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from guided_diffusion.framing import Frame, FramedOperator
-from guided_diffusion.measurements import GaussianBlur, OperatorContext, SuperResolution
+from guided_diffusion.measurements import GaussianBlur, Operator, OperatorContext, SuperResolution
 from util.errors import UserError
 
 DOUBLE = torch.float64
@@ -61,3 +61,12 @@ def test_projection_moves_towards_the_measurement(kind):
 def test_a_border_that_leaves_nothing_is_refused():
     with pytest.raises(UserError, match="border of 10 leaves nothing"):
         framed("blur", 10)(random(1, 3, 32, 32))
+
+
+def test_what_is_not_linear_is_not_framed():
+    class Squared(Operator):
+        def __call__(self, x):
+            return x**2
+
+    with pytest.raises(UserError, match="is not linear"):
+        FramedOperator(Squared(OperatorContext(32, 32)), Frame(32, 32, 32, 32))

@@ -153,6 +153,14 @@ def test_masks_belong_to_the_image_not_to_the_batch():
     assert not torch.equal(operator.bind([ImageKey(2, "b")]).masks, alone)
 
 
+def test_a_kernel_has_to_fit_each_side_by_itself():
+    tall = np.full((31, 5), 1 / 155)
+    blurred = KernelBlur(OperatorContext(40, 8), tall)(torch.ones(1, 3, 40, 8))
+    torch.testing.assert_close(blurred, torch.ones(1, 3, 40, 8))
+    with pytest.raises(UserError, match="reaching 15 pixels down and 2 across"):
+        KernelBlur(OperatorContext(8, 40), tall)
+
+
 def test_kernel_and_masks_from_files(tmp_path):
     kernel = np.zeros((5, 5))
     kernel[2, 1:4] = 2.0

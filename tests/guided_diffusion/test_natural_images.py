@@ -70,13 +70,20 @@ def test_the_expected_error_is_that_of_the_estimate():
     side, sigma = 32, 0.2
     operator = Denoising(context=OperatorContext(side, side, dtype=torch.float64))
 
-    def start(image, seed):
-        noise = GaussianNoise(sigma)(image[0], np.random.RandomState(seed))[None]
-        return wiener(operator, noise, (3, side, side), sigma)
+    def start(images, first):
+        noisy = [
+            GaussianNoise(sigma)(image, np.random.RandomState(seed))
+            for seed, image in enumerate(images, first)
+        ]
+        return wiener(operator, torch.stack(noisy), (3, side, side), sigma)
 
     v = NaturalImages((3, side, side), LIKE).variances
     posterior = (v * sigma**2 / (v + sigma**2)).mean().item()
-    assert expected_error(start, (3, side, side), LIKE) == pytest.approx(posterior, rel=0.15)
+    found = expected_error(start, (3, side, side), LIKE)
+    assert found == pytest.approx(posterior, rel=0.15)
+    for at_a_time in (1, 15):  # 15 does not divide the 64 images
+        again = expected_error(start, (3, side, side), LIKE, at_a_time)
+        assert again == pytest.approx(found, rel=1e-6)
 
 
 def test_an_error_counts_where_it_is():

@@ -62,8 +62,10 @@ def test_samples_beside_their_nearest_photographs(tmp_path, capsys):
     assert "3 samples" in told
     assert "2 held out" in told
     assert Image.open(tmp_path / "out" / "neighbours.png").size == (6 * SIZE, SIZE)
+    assert Image.open(tmp_path / "out" / f"samples_{SIZE}.png").size == (3 * SIZE, SIZE)
     trained, held_out = read_split(photos, 2, SIZE)
     assert (len(trained), len(held_out)) == (12, 2)
+    assert read_split(photos, 2, SIZE, channels=1)[0].shape == (12, 1, SIZE, SIZE)
     assert len(find_images(photos)) == 14
     assert main([*options, "--training", str(photos), "--holdout", "5"]) == 2
     assert "fewer than 10 photographs" in capsys.readouterr().err

@@ -231,6 +231,16 @@ def test_weights_are_plain_tensors_and_all_of_them(tmp_path):
     assert all(torch.equal(loaded[k], v) for k, v in state.items())
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("count", [1, 3, 7, 1000])
+def test_timesteps_rise(spacing, count):
+    config = SchedulerConfig(timestep_spacing=spacing, steps_offset=1)
+    steps = config.timesteps(count)
+    assert (np.diff(steps) > 0).all()
+    assert 0 <= steps[0] <= steps[-1] <= 999
+    assert len(steps) >= count - 1
+
+
 def test_a_fixed_variance_of_the_diffusion_config_stands():
     scheduler = SchedulerConfig(variance_type="learned_range")
     for asked, used in (("fixed_small", "fixed_small"), ("learned_range", "learned_range")):

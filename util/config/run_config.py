@@ -42,6 +42,24 @@ def tuned(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in _TUNED.items() if key in keys}, **params}
 
 
+def check_tuned(params: Mapping[str, Any], *, gives_scale: bool, num_steps: bool = True) -> None:
+    """UserError for what has no meaning for a given number of steps, or without a scale.
+
+    gives_scale: whether somebody asked for a scale, and did not only leave it in a config
+    """
+    if num_steps and params.get("max_timestep") is not None:
+        raise UserError(
+            "conditioning.params.max_timestep: with num_steps the start follows from the "
+            "measurement; leave it out, or give timestep_respacing instead of num_steps"
+        )
+    if params.get("guidance_rule") == "line_search" and gives_scale:
+        raise UserError(
+            "conditioning.params.scale: guidance_rule line_search has no scale; leave it out, or "
+            "set conditioning.params.guidance_rule to published as well (on the command line --set "
+            "task.conditioning.params.guidance_rule=published)"
+        )
+
+
 # Keys that GaussianDiffusion.create takes
 _OF_THE_PROCESS = (
     *("steps", "noise_schedule", "timestep_respacing", "model_mean_type", "model_var_type"),
@@ -156,16 +174,8 @@ def load_run_config(
         raw,
     )
     method = config.task.conditioning
-    if config.diffusion.num_steps is not None and method.params.get("max_timestep") is not None:
-        raise UserError(
-            "conditioning.params.max_timestep: with num_steps the start follows from the "
-            "measurement; leave it out, or give timestep_respacing instead of num_steps"
-        )
-    if method.params.get("guidance_rule") == "line_search" and _gives_scale(overrides):
-        raise UserError(
-            "conditioning.params.scale: guidance_rule line_search has no scale; leave it out, or "
-            "give --set task.conditioning.params.guidance_rule=published as well"
-        )
+    stepped, gives_scale = config.diffusion.num_steps is not None, _gives_scale(overrides)
+    check_tuned(method.params, gives_scale=gives_scale, num_steps=stepped)
     process = config.diffusion.build(config.model)
     if process.learns_variance and not config.model.learns_variance:
         raise UserError(

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -190,6 +191,9 @@ class ProblemBuilder:
             bound = operator.bind([ImageKey(self.seed, "")])
         if bound is not operator or not operator.differs_by_image:
             check_operator(bound, task.operator.name)
+            if not self.dataset.measured:  # what the noise cannot take is said now
+                white = bound.context.empty() + 1
+                self.noiser(bound(white)[0], np.random.RandomState(0))
         if any_size and not self._lies_beside(operator):
             raise UserError(
                 f"{task.operator.name}: its measurements are no pictures that could be laid beside "
