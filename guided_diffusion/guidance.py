@@ -14,6 +14,7 @@ from guided_diffusion.conjugate_gradients import conjugate_gradients
 from guided_diffusion.gaussian_diffusion import PriorStep, Transition
 from guided_diffusion.operator_base import Linearised, LinearOperator
 from guided_diffusion.problem import Extent, Problem
+from guided_diffusion.pullback import pullback
 from util.registry import Registry
 
 
@@ -117,7 +118,7 @@ class LineSearch(GuidanceRule):
             e = problem.y - measured
             r2 = self._prior_variance(A, e, variance, 1 - acp, problem)
             u, w = self._directions(A, e, r2, variance)
-        g = torch.autograd.grad(prior.x0_hat, x_t, w)[0]
+        g = pullback(prior.x0_hat, x_t, w)
         with torch.no_grad():
             h = r2 / sqrt(acp) * g
             ku = A(h)

@@ -297,6 +297,9 @@ class Inpainting(LinearOperator):
     def __call__(self, x: Tensor) -> Tensor:
         return x * self.masks
 
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y * self.masks
+
     def spectrum(self, cutoff: float = CUTOFF) -> Spectrum:
         return diagonal_spectrum(self.masks)
 

@@ -9,6 +9,7 @@ import torch
 from guided_diffusion.condition_methods import CONDITIONING, StepResult, ancestral
 from guided_diffusion.conjugate_gradients import conjugate_gradients
 from guided_diffusion.peer_methods import PeerMethod
+from guided_diffusion.pullback import pullback
 from util.errors import UserError
 
 
@@ -45,7 +46,7 @@ class MomentMatching(PeerMethod):
         x0_hat = prior.x0_hat.detach()
 
         def covariance(v, last=False):
-            passed = torch.autograd.grad(prior.x0_hat, x_t, v, retain_graph=not last)[0]
+            passed = pullback(prior.x0_hat, x_t, v, retain_graph=not last)
             return (1 - acp) / sqrt(acp) * passed
 
         with torch.no_grad():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from data.masks import MaskConfig
 from guided_diffusion.natural_images import wiener
+from guided_diffusion.pullback import pullback
 from guided_diffusion.spectra import CUTOFF, SeparableFactors, Spectrum
 from util.errors import UserError
 from util.randomness import ImageKey
@@ -167,16 +168,15 @@ class Linearised:
             self._measured = operator(self._x)
             self._u = torch.zeros_like(self._measured).requires_grad_()
             # J^T u, kept as a function of u: its own derivative by u is J.
-            pulled = torch.autograd.grad(self._measured, self._x, self._u, create_graph=True)
-            self._pulled = pulled[0]
+            self._pulled = pullback(self._measured, self._x, self._u, create_graph=True)
 
     def __call__(self, v: Tensor) -> Tensor:
         """J v."""
-        return torch.autograd.grad(self._pulled, self._u, v, retain_graph=True)[0]
+        return pullback(self._pulled, self._u, v, retain_graph=True)
 
     def adjoint(self, u: Tensor) -> Tensor:
         """J^T u."""
-        return torch.autograd.grad(self._measured, self._x, u, retain_graph=True)[0]
+        return pullback(self._measured, self._x, u, retain_graph=True)
 
 
 class LinearOperator(Operator):
@@ -196,7 +196,7 @@ class LinearOperator(Operator):
         shape = (len(y), *self.context.shape)
         x = torch.zeros(shape, dtype=y.dtype, device=y.device, requires_grad=True)
         with torch.enable_grad():
-            return torch.autograd.grad(self(x), x, y)[0]
+            return pullback(self(x), x, y)
 
     def measured_values(self, y: Tensor) -> Tensor:
         x = torch.rand(1, *self.context.shape, generator=torch.Generator().manual_seed(0)) + 1

@@ -23,6 +23,7 @@ from guided_diffusion.linear_solvers import tikhonov
 from guided_diffusion.measurements import LinearOperator, Operator
 from guided_diffusion.noise_models import LEAST_SIGMA, Clean, GaussianNoise, NoiseModel, at_least
 from guided_diffusion.problem import Problem
+from guided_diffusion.pullback import pullback
 from guided_diffusion.spectra import CUTOFF
 from util.errors import UnsupportedError, UserError
 from util.randomness import NoiseSource
@@ -163,7 +164,7 @@ class PseudoinverseGuidance(LinearMethod):
         with torch.no_grad():
             direction = self._direction(x0_hat, 1 - acp, problem)
             d = problem.distance(x0_hat)
-        g = torch.autograd.grad((prior.x0_hat * direction).sum(), x_t)[0]
+        g = pullback(prior.x0_hat, x_t, direction)
         x = ancestral(move, t, noise) + self.weight * sqrt(acp) * g
         return StepResult(x, x0_hat, d)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from guided_diffusion.native import kernel, processor
 from guided_diffusion.pretrained import Pretrained
 from guided_diffusion.probe import LARGEST_SIDE, fastest_format
+from guided_diffusion.pullback import pullback
 from guided_diffusion.unet import UNetConfig, UNetModel
 from util.cli import PRECISION_NAMES
 from util.errors import UserError, first_line
@@ -183,9 +184,9 @@ class _ThroughNetwork(torch.autograd.Function):
         unused = (None,) * (len(ctx.needs_input_grad) - 1)
         with _matmul_format(ctx.runner.tf32, gradient.device), torch.enable_grad():
             if not ctx.runner.scaled:
-                return torch.autograd.grad(output, inner, gradient)[0], *unused
+                return pullback(output, inner, gradient), *unused
             scale = gradient_scale(gradient)
-            return torch.autograd.grad(output, inner, gradient * scale)[0] / scale, *unused
+            return pullback(output, inner, gradient * scale) / scale, *unused
 
 
 def _network_graph(runner: "AcceleratedNetwork", x: Tensor, *told: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from torch import Tensor
 from guided_diffusion.framing import Frame
 from guided_diffusion.gaussian_diffusion import Model
 from guided_diffusion.noise_models import NoiseModel
+from guided_diffusion.pullback import pullback
 from util.errors import UserError
 
 
@@ -146,7 +147,7 @@ class _Blended(torch.autograd.Function):
                 window = x_t[..., rows, columns].detach().requires_grad_()
                 output = ctx.model(window, timesteps)
             pulled = weight * gradient[..., rows, columns]
-            total[..., rows, columns] += torch.autograd.grad(output, window, pulled)[0]
+            total[..., rows, columns] += pullback(output, window, pulled)
         return total, None, None, None
 
 
