@@ -128,7 +128,8 @@ def forecast(
     if not names:
         return Forecast(0, finished, 0, 0, 0)
     case, once = timed(lambda: _first_readable(restoration, names))
-    _, reading = timed(lambda: restoration.case(case.key.name))  # the start is known by now
+    # The start is known by now.
+    _, reading = timed(lambda: restoration.measuring.case(case.key.name))
     samples = restoration.settings.samples
     batch = min(restoration.settings.batch_size or 1, len(names) * max(1, samples - 1))
     if restoration.settings.batch_size is None:
@@ -161,7 +162,7 @@ def _first_readable(restoration: Restoration, names: Sequence[str]) -> Case:
     reasons = []
     for name in names[:_TRIED]:
         try:
-            return restoration.case(name)
+            return restoration.measuring.case(name)
         except UserError as error:
             reasons.append(str(error))
     raise UserError(f"none of the first {len(reasons)} image(s) can be restored: {reasons[0]}")

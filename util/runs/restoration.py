@@ -1,7 +1,6 @@
 """Restore the images of a data set, batch by batch: read, measure, sample, save, record."""
 
 import dataclasses
-import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,9 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from data.dataloader import Dataset, Photograph
+from data.dataloader import Dataset
 from guided_diffusion.condition_methods import CONDITIONING, ConditioningMethod, StepResult
-from guided_diffusion.framing import Frame, FramedOperator
 from guided_diffusion.gaussian_diffusion import Model
 from guided_diffusion.measurements import KernelBlur, Operator
 from guided_diffusion.precision import uncompiled
@@ -26,6 +24,7 @@ from util.runs.batching import fitting_batch, is_out_of_memory, release_memory
 from util.runs.distributed import World
 from util.runs.interrupt import Interrupted, StopRequest
 from util.runs.manifest import Manifest
+from util.runs.measuring import Measuring, Read
 from util.runs.problems import Batch, Case, ProblemBuilder
 from util.runs.progress import Progress
 from util.runs.recording import Recorder
@@ -37,7 +36,6 @@ from util.runs.spread import Spread
 
 OUT_OF_MEMORY = "out of memory"  # how the reason of such a failure begins
 _NO_MEMORY = object()
-_READINGS = 3  # of an image whose files change meanwhile
 _READ_AHEAD = 4  # images decoded while others are restored
 _MOST_WAITING = 4  # batches that images of several sizes may fill in memory
 
@@ -87,13 +85,13 @@ class Restoration:
         self.operator: Operator = self.builder.probe
         self.method.check(self.operator, self.builder.noiser)
         self.sources = Sources(dataset, config.task.mask_opt)
+        self.measuring = Measuring(dataset, self.sources, self.builder, prior, self.method)
         self.world = world or World()
         self.stop = stop or StopRequest()
         self._kernel_shown = False
         self.steps = prior.num_steps or self.method.first_step(prior.diffusion) + 1
         self._sizes: dict[tuple[int, int], int] = {}  # of batches, by the size of the image
         self._at_a_time = 1  # images, or samples of them, that are in work
-        self._starts: dict[tuple[int, int], int | None] = {}  # by size
 
     def run(self, names: Sequence[str], config_hash: str, images: int | None = None) -> None:
         """Restore `names`, this rank's share of `images` in the whole job.
@@ -122,7 +120,7 @@ class Restoration:
     def _batches(self, names: Sequence[str]) -> Iterator[list[Case]]:
         """Readable images in batches of one size; the others are recorded as failed."""
         waiting: dict[tuple, list[Case]] = {}  # by size and start
-        ahead = self.background.ahead(self._read, names, _READ_AHEAD)
+        ahead = self.background.ahead(self.measuring.read, names, _READ_AHEAD)
         for position, (name, load) in enumerate(ahead):
             self.stop.check()
             case = self._case(name, load)
@@ -143,30 +141,18 @@ class Restoration:
 
     def _second_try(self, name: str) -> Case | None:
         release_memory(self.settings.device)
-        case = self._case(name, lambda: self._read(name))
+        case = self._case(name)
         if case is not _NO_MEMORY:
             return case
         self.saver.fail(name, f"{OUT_OF_MEMORY} when it was read and measured; use a smaller image")
         release_memory(self.settings.device)
         return None
 
-    def _read(self, name: str) -> tuple[Photograph, dict[str, Any]]:
-        """The image called `name`, and what marks the files that it is made from; the mark is
-        taken before, so that `_case` can tell whether they changed meanwhile."""
-        mark = self.sources.mark(name)
-        return self.dataset.read(name), mark
-
-    def _case(self, name: str, read: Callable[[], tuple[Photograph, dict[str, Any]]]) -> Any:
+    def _case(self, name: str, read: Read | None = None) -> Any:
         """The image called `name` that read() gives, measured: a Case; None if that cannot be
         done, _NO_MEMORY if not now."""
         try:
-            for _ in range(_READINGS):
-                photograph, mark = read()
-                case = self._measured(name, photograph, mark)
-                if self.sources.unchanged(name, mark):
-                    return case
-                read = functools.partial(self._read, name)
-            self.saver.fail(name, f"{name}: changes while it is read")
+            return self.measuring.case(name, read)
         except OutputError:
             raise
         except Exception as error:
@@ -174,26 +160,6 @@ class Restoration:
                 return _NO_MEMORY
             self.saver.fail(name, reason_of(error))
         return None
-
-    def _measured(self, name: str, photograph: Photograph, mark: dict[str, Any]) -> Case:
-        case = self.builder.measure(name, photograph)
-        return dataclasses.replace(case, source=mark, start=self._start(case.operator))
-
-    def _start(self, operator: Operator) -> int | None:
-        """Where sampling begins for images of this operator; worked out once for a size, unless
-        the operator differs from image to image."""
-        size = (operator.context.height, operator.context.width)
-        if size in self._starts and not operator.differs_by_image:
-            return self._starts[size]
-        if not self._starts and self.prior.num_steps is not None:
-            get_logger().info(
-                "finding where sampling can begin: seconds, for large photographs minutes"
-            )
-        border = self.dataset.border
-        tried = FramedOperator(operator, Frame(*size, *size), border) if border else operator
-        start = self.prior.start_timestep(self.method, tried, self.builder.noiser)
-        self._starts[size] = start
-        return start
 
     def fitting(self, case: Case, remaining: int) -> int:
         """Images, or samples of them, to restore at a time that look like `case`."""
@@ -250,10 +216,6 @@ class Restoration:
             self._sizes[cases[0].size] = size
         for start in range(0, len(cases), size):
             self._restore(cases[start : start + size])
-
-    def case(self, name: str) -> Case:
-        """The image called `name`, measured; nothing is recorded. UserError where it cannot be."""
-        return self._measured(name, *self._read(name))
 
     def counting(self, network: Model | None = None) -> "Counting":
         """The network, or another in its place, counting what it is asked for."""
