@@ -170,7 +170,7 @@ def _first_readable(restoration: Restoration, names: Sequence[str]) -> Case:
 
 @dataclass(frozen=True)
 class _Sampling:
-    """Cost of one image: its steps, and what all of them take."""
+    """Cost of one image: its steps, and what the start and all of them take."""
 
     steps: int
     seconds: float
@@ -184,7 +184,7 @@ def _sample(restoration: Restoration, cases: list[Case], network: Model) -> _Sam
     stand_in = network if isinstance(network, StandIn) else None
     posed, noise = restoration.pose(cases, dataclasses.replace(restoration.prior, model=counting))
     method, problem, prior = restoration.method, posed.problem, posed.prior
-    x = method.start(problem, noise)
+    x, beginning = timed(lambda: method.start(problem, noise))
     last = method.first_step(prior.diffusion)
     chosen = sorted({round(t) for t in np.linspace(0, last, _TIMED)}, reverse=True)
     x = method.step(prior.reverse, x, last, problem, noise).x  # warms up
@@ -205,7 +205,8 @@ def _sample(restoration: Restoration, cases: list[Case], network: Model) -> _Sam
         float(np.interp(range(last + 1), chosen[::-1], values[::-1]).sum()) / len(cases)
         for values in zip(*found, strict=True)
     ]
-    return _Sampling(last + 1, *whole)
+    seconds, evaluations, gradients = whole
+    return _Sampling(last + 1, seconds + beginning / len(cases), evaluations, gradients)
 
 
 def _waited(result: StepResult) -> StepResult:
