@@ -115,6 +115,7 @@ class Dataset:
 
     names: Sequence[str]
     measured = False  # True: the files are measurements, there is no label
+    has_folder = True  # False: `root` means nothing
     border = 0  # outermost pixels of a measurement that are left out of the data term
 
     def __init__(self, image_size: int, fit: str, overlap: int | None = None) -> None:
@@ -327,6 +328,7 @@ class SkimagePhotographs(Dataset):
     """
 
     names: tuple[str, ...] = ("astronaut", "chelsea", "coffee", "rocket")
+    has_folder = False
 
     def __init__(
         self, root: str = "", fit: Fit = "crop", overlap: int | None = None, *, image_size: int

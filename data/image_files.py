@@ -2,11 +2,13 @@
 orientation.
 
 Pillow reads them, except where it would lose something: 16-bit PNG and the TIFFs of cameras and
-microscopes (planar, 12 bits, floats) go through imagecodecs and tifffile.
+microscopes (planar, 12 bits, floats) go through imagecodecs and tifffile, JPEG 2000 and PPM of more
+than 8 bits through imagecodecs and numpy.
 """
 
 import io
 import logging
+import re
 import struct
 import warnings
 import zlib
@@ -200,6 +202,10 @@ def _decode_bytes(data: bytes, path: str | Path) -> _Decoded:
             return _decode_png16(data, image)
         if image.format == "TIFF" and _is_special(image):
             return _decode_tiff(data, path)
+        if image.format == "JPEG2000" and (bits := _jpeg2000_bits(data, path)) > 8:
+            return _decode_deep_jpeg2000(data, image, bits)
+        if image.format == "PPM" and (header := _DEEP_PPM.match(data)) and int(header[3]) > 255:
+            return _decode_deep_ppm(data, header)
         return _decode_pillow(image)
 
 
@@ -212,7 +218,10 @@ def _check_pixels(width: int, height: int, path: str | Path) -> None:
 
 
 def _too_large(path: str | Path) -> UserError:
-    return UserError(f"{path}: more pixels than are safe to open ({Image.MAX_IMAGE_PIXELS:,})")
+    return UserError(
+        f"{path}: more pixels than are safe to open ({Image.MAX_IMAGE_PIXELS:,}); make it smaller, "
+        "or cut it into parts"
+    )
 
 
 def _decode_pillow(image: Image.Image) -> _Decoded:
@@ -253,13 +262,43 @@ def _decode_png16(data: bytes, image: Image.Image) -> _Decoded:
     return _Decoded(colours, 65535.0, alpha, profile, _dpi(image), grey)
 
 
+def _jpeg2000_bits(data: bytes, path: str | Path) -> int:
+    """Bits of a value, which the codestream's SIZ marker says of its first component."""
+    depth = data[data.index(b"\xff\x4f\xff\x51") + 42]
+    if depth & 0x80:
+        raise UserError(f"{path}: a JPEG 2000 of signed values; save it with unsigned ones")
+    return depth + 1
+
+
+def _decode_deep_jpeg2000(data: bytes, image: Image.Image, bits: int) -> _Decoded:
+    values = imagecodecs.jpeg2k_decode(data)
+    values = values[..., None] if values.ndim == 2 else values
+    grey = values.shape[2] < 3
+    alpha = values[..., -1] if values.shape[2] in (2, 4) else None
+    colours = values[..., 0] if grey else values[..., :3]
+    profile = image.info.get("icc_profile")
+    return _Decoded(colours, float(2**bits - 1), alpha, profile, _dpi(image), grey)
+
+
+# Width, height and the largest value of a colour picture, comments between them.
+_DEEP_PPM = re.compile(rb"P6" + 3 * rb"(?:\s+|#[^\n]*\n)+(\d+)" + rb"\s")
+
+
+def _decode_deep_ppm(data: bytes, header: re.Match[bytes]) -> _Decoded:
+    width, height, white = (int(number) for number in header.groups())
+    values = np.frombuffer(data, ">u2", 3 * width * height, header.end())
+    return _Decoded(values.reshape(height, width, 3).astype(np.uint16), float(white))
+
+
 def _is_special(image: Any) -> bool:
     """Whether Pillow reads this TIFF wrongly or not to its full depth: values of more than 8 bits,
-    or planes one after the other."""
+    planes one after the other, or several bands without colours."""
     tags = image.tag_v2
     bits, planar = tags.get(258, (1,)), tags.get(284, 1)
     bits = bits if isinstance(bits, tuple) else (bits,)
-    return tags.get(262) in (0, 1, 2) and (max(bits) > 8 or planar == 2)
+    kind, samples = tags.get(262), tags.get(277, 1)
+    special = max(bits) > 8 or planar == 2 or (kind in (0, 1) and samples > 1)
+    return kind in (0, 1, 2) and special
 
 
 def _decode_tiff(data: bytes, path: str | Path) -> _Decoded:
@@ -282,6 +321,12 @@ def _decode_tiff(data: bytes, path: str | Path) -> _Decoded:
             raise UserError(f"{path}: a TIFF of signed integers; save it with unsigned ones")
         white = _tiff_white(values, page.bitspersample)
         colours = 3 if page.photometric == 2 else 1
+        more = values.shape[2] - colours - _has_alpha(page, colours)
+        if more > 0:
+            get_logger().warning(
+                "%s: %d more band(s) beside the %s are left out; save colours as RGB",
+                *(path, more, "colours" if colours == 3 else "first, which is taken as grey"),
+            )
         alpha = values[..., colours] if _has_alpha(page, colours) else None
         colour = values[..., :colours]
         if page.photometric == 0 and values.dtype.kind != "f":  # white is zero

@@ -29,7 +29,7 @@ _LEAST_SIGMA = 0.01  # "no noise" would still be rounded to 8 bits
 _SIGMAS = (0.5, 0.1, 0.03, 0.0)
 _ITERATIONS = 25  # at each sigma, at most
 _TOLERANCE = 1e-7
-_PIXELS = 2**16  # of the images that an error is measured on
+_PIXELS, _MOST_DRAWN = 2**16, 64  # of the images that an error is measured on, and how many
 _BLOCK = 8  # pixels: errors count by their energy in squares of this side
 
 
@@ -129,7 +129,7 @@ def expected_error(
     images, generator = NaturalImages(shape, like), torch.Generator().manual_seed(0)
     _, height, width = shape
     total, energy = 0.0, 0.0
-    count = -(-_PIXELS // (height * width))
+    count = min(-(-_PIXELS // (height * width)), _MOST_DRAWN)
     for first in range(0, count, at_a_time or count):
         together = min(at_a_time or count, count - first)
         drawn = torch.cat([images.draw(1, generator) for _ in range(together)]).clamp(-1, 1)

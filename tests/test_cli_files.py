@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import stat
+import time
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +243,10 @@ def test_one_measurement_with_several_seeds(tmp_path):
     [
         (["--measurements", "y"], "--data_root holds clean images, --measurements degraded ones"),
         (["--set", "task.data.name=skimage"], "skimage has no folder"),
+        (["--set", "task.data.name=skimage_face"], "skimage_face has no folder"),
+        (["--steps", "3", "--set", "diffusion.num_steps=2"], "say the same thing; give one"),
+        (["--border", "5"], "--border has no part in this run"),
+        (["--task", "super_resolution", "--kernel", "k.png"], "--kernel has no part in this run"),
         (["--set", "task.data.overlap=4"], "windows overlap, and there are none with fit: crop"),
         (["--set", "diffusion.eta=0.5"], "eta belongs to sampler ddim; ddpm has none"),
     ],
@@ -250,6 +255,28 @@ def test_options_that_would_do_nothing_are_refused(tiny, tmp_path, capsys, more,
     images = write_images(tmp_path / "images", ["a.png"])
     assert sample_condition.main(tiny.arguments(images, tmp_path / "out", *more)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_folders_of_any_name(tiny, tmp_path):
+    for name in ("\U0001f4f7 photos", "caf\xe9: a, b", 'x"y\\z', "a\x7fb"):
+        images = write_images(tmp_path / name, ["a.png"])
+        assert sample_condition.main(tiny.arguments(images, tmp_path / "out" / name)) == 0
+
+
+def test_a_pipe_among_photographs_does_not_hold_up_a_plan(tiny, tmp_path, capsys):
+    images = write_images(tmp_path / "images", ["a.png"])
+    os.mkfifo(images / "pipe.png")
+    arguments = tiny.arguments(images, tmp_path / "out", "--set", "task.data.fit=pad", "--plan")
+    assert sample_condition.main(arguments) == 0
+    assert "2 image(s)" in capsys.readouterr().out
+
+
+def test_tiny_images_find_their_start_soon(tiny, tmp_path):
+    save(tmp_path / "images" / "a.png", photograph(3, 5))
+    arguments = tiny.arguments(tmp_path / "images", tmp_path / "out", "--steps", "2")
+    started = time.process_time()
+    assert sample_condition.main([*arguments, "--set", "task.data.fit=pad"]) == 0
+    assert time.process_time() - started < 30  # drawing as many pixels as of large ones: minutes
 
 
 def test_bad_files_are_reported_and_the_rest_restored(tiny, images, tmp_path, capsys, monkeypatch):

@@ -19,6 +19,7 @@ from PIL import Image
 
 import sample_condition
 from tests.tiny import NAMES, ROOT, records, result_files
+from util.runs.interrupt import StopRequest
 from util.runs.results import Results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,7 +74,9 @@ def test_killed_runs_resume_to_the_same_files(tiny, images, whole, tmp_path):
     assert ours == result_files(whole / "inpainting")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_signals_finish_and_report(tiny, images, tmp_path, number, status):
     arguments = tiny.arguments(images, tmp_path, "--set", "diffusion.timestep_respacing=30")
     process = start(arguments, tmp_path / "log")
@@ -88,6 +91,35 @@ def test_signals_finish_and_report(tiny, images, tmp_path, number, status):
     assert (root / "report.html").exists()
     assert not list(root.rglob("*.part"))
     assert "stopped by signal" in (tmp_path / "log").read_text()
+
+
+def test_a_run_that_nohup_began_outlives_its_terminal(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_of_other_settings_stays_out_of_a_folder_in_use(tiny, images, tmp_path, capsys):
+    """Also before anything is recorded."""
+    arguments = tiny.arguments(images, tmp_path, "--set", "diffusion.timestep_respacing=30")
+    process = start(arguments, tmp_path / "log")
+    config = tmp_path / "inpainting" / "config.yaml"
+    wait_until(config.exists)
+    before = config.read_bytes()
+    for more in (["--seed", "1"], ["--seed", "1", "--overwrite"], ["--overwrite"]):
+        assert sample_condition.main([*arguments, *more]) == 2
+        assert "at work in this folder" in capsys.readouterr().err
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert config.read_bytes() == before
+    for _ in range(2):  # nobody is left in it
+        assert (
+            sample_condition.main([*arguments, "--limit", "1", "--seed", "1", "--overwrite"]) == 0
+        )
 
 
 def test_torchrun_equals_one_process(tiny, images, whole, tmp_path):

@@ -21,7 +21,7 @@ from tests.tiny import ROOT, records, result_files, write_images
 from util import compute_metric
 from util.errors import OutputError
 from util.resizer import bicubic_matrix
-from util.runs import restoration
+from util.runs import measuring, restoration
 from util.runs.manifest import read_records
 from util.runs.problems import Batch
 from util.runs.results import Results
@@ -37,6 +37,16 @@ def job(tiny, tmp_path):
 
     start.images, start.folder = images, tmp_path / "out" / "inpainting"
     return start
+
+
+def test_figures_of_removed_results_do_not_stay(job):
+    assert job() == 0
+    assert (job.folder / "metrics.csv").exists()
+    for image in job.images.iterdir():
+        image.write_bytes(b"no image")
+    assert job("--overwrite", "--seed", "5") == 1
+    assert not (job.folder / "metrics.csv").exists()
+    assert not (job.folder / "contact_sheet.png").exists()
 
 
 @pytest.mark.parametrize("shape", ["column", "diagonal", "point", "two"])
@@ -238,7 +248,7 @@ def test_the_last_line_of_an_image_counts(job):
 
 def test_a_photograph_that_is_replaced_while_it_waits(job, monkeypatch):
     """Hash and pixels belong to one and the same content."""
-    read, replaced = restoration.Restoration._read, []
+    read, replaced = measuring.Measuring.read, []
 
     def late(self, name):
         found = read(self, name)
@@ -247,7 +257,7 @@ def test_a_photograph_that_is_replaced_while_it_waits(job, monkeypatch):
             shutil.copy(job.images / "a.png", job.images / "c.png")
         return found
 
-    monkeypatch.setattr(restoration.Restoration, "_read", late)
+    monkeypatch.setattr(measuring.Measuring, "read", late)
     assert job() == 0
     label = np.asarray(Image.open(job.folder / "label" / "c.png"))
     np.testing.assert_array_equal(label, np.asarray(Image.open(job.images / "c.png")))
@@ -256,7 +266,7 @@ def test_a_photograph_that_is_replaced_while_it_waits(job, monkeypatch):
 
 
 def test_a_photograph_that_never_rests_fails(job, monkeypatch):
-    read, count = restoration.Restoration._read, iter(range(99))
+    read, count = measuring.Measuring.read, iter(range(99))
 
     def restless(self, name):
         found = read(self, name)
@@ -264,7 +274,7 @@ def test_a_photograph_that_never_rests_fails(job, monkeypatch):
             Image.new("RGB", (64, 64), (next(count), 0, 0)).save(job.images / "b.png")
         return found
 
-    monkeypatch.setattr(restoration.Restoration, "_read", restless)
+    monkeypatch.setattr(measuring.Measuring, "read", restless)
     assert job() == 1
     errors = {r["file"]: r["error"] for r in records(job.folder.parent) if r["error"]}
     assert errors == {"b.png": "changes while it is read"}
@@ -328,7 +338,7 @@ def test_a_disk_too_small_is_told_before_the_first_image(job, monkeypatch, capsy
     [
         (["--set", "task.measurement.noise.sigma=25"], "25 of 255 levels are 0.196"),
         (["--set", "task.conditioning.params=[1, 2]"], "expected keys and values, got [1, 2]"),
-        (["--save_dir", "x" * 5000], "(5011 characters): cannot be read"),
+        (["--save_dir", "x" * 5000], "(5011 characters): cannot be written"),
         (["--data_root", "x" * 5000], "(5000 characters): no such folder"),
         (["--masks", "x" * 5000], "(5000 characters): no such mask"),
         (["--set", "model.model_path=" + "x" * 5000], "(5000 characters): no such checkpoint"),
@@ -396,7 +406,7 @@ def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path):
     assert done.returncode == 0, done.stderr
     assert rb"\u7167" in done.stdout
     assert "照片" in (tmp_path / "m.csv").read_text(encoding="utf-8")
-    assert (tmp_path / "compute_metric.json").exists()
+    assert (tmp_path / "compute_metric_r.json").exists()
 
 
 def test_metrics_of_small_pictures_are_left_out_one_by_one(tmp_path, capsys):
@@ -417,7 +427,7 @@ def test_metrics_of_small_pictures_are_left_out_one_by_one(tmp_path, capsys):
     both = ["--label", str(tmp_path / "l"), "--recon", str(tmp_path / "r")]
     weights = ["--weights", f"vgg={tmp_path / 'vgg.pt'}", "--device", "cpu"]
     assert compute_metric.main([*both, *weights, "--metrics", "psnr", "ssim", "lpips"]) == 0
-    rows = json.loads((tmp_path / "compute_metric.json").read_text())["images"]
+    rows = json.loads((tmp_path / "compute_metric_r.json").read_text())["images"]
     assert {name: sorted(row) for name, row in rows.items()} == {
         "s6": ["psnr"],
         "s15": ["psnr", "ssim"],

@@ -143,7 +143,8 @@ def test_images_in_a_batch_keep_their_own_masks(tmp_path, files):
     arguments = write_configs(tmp_path, "inpainting")
     runs = []
     for size in (1, 2):
-        assert run(*arguments, "--measurements", files, "--batch_size", size) == 0
+        more = ("--batch_size", size, "--overwrite")
+        assert run(*arguments, "--measurements", files, *more) == 0
         runs.append([restored(tmp_path, "inpainting", name).astype(int) for name in "ab"])
     assert np.abs(np.subtract(*runs)).max() <= 1
 

@@ -91,6 +91,22 @@ def test_the_example_of_a_metric(tmp_path):
         assert float(next(csv.DictReader(file))["mae"]) == 4
 
 
+def test_a_metric_of_runs_stands_in_their_reports(tiny, tmp_path):
+    plugin = tmp_path / "own.py"
+    plugin.write_text(
+        "from util.metrics.base import Metric, register\n"
+        "def lightness(label, image):\n    return float(image.mean())\n"
+        "register('lightness', Metric('lightness', lambda options: lightness, of_runs=True))\n"
+    )
+    save(tmp_path / "images" / "a.png", photograph(64, 64))
+    arguments = tiny.arguments(tmp_path / "images", tmp_path / "out", f"--plugin={plugin}")
+    assert run(*arguments) == 0
+    (table,) = (tmp_path / "out").rglob("metrics.csv")
+    with open(table) as file:
+        assert 0 < float(next(csv.DictReader(file))["lightness"]) < 255
+    assert "lightness" in (table.parent / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -40,14 +40,13 @@ from util.metrics.perceptual import add_metric_options, parse_options
 from util.plugins import load_plugins
 from util.statistics import Mean, mean_and_error
 
-RUN_METRICS = tuple(run_metric_names())
 _OTHER_DECIMALS = 4  # of columns that are no metrics
 _SHOWN_NAMES = 5
 
 
 def run_metrics(label: np.ndarray, image: np.ndarray) -> dict[str, float]:
-    """RUN_METRICS of uint8 [H, W, 3] images, without those that they are too small for."""
-    options, chosen = MetricOptions(), {name: get_metric(name) for name in RUN_METRICS}
+    """What every run computes, of uint8 [H, W, 3] images, without what they are too small for."""
+    options, chosen = MetricOptions(), {name: get_metric(name) for name in run_metric_names()}
     return {
         name: metric.build(options)(label, image)
         for name, metric in chosen.items()
@@ -113,6 +112,7 @@ class Measured:
     sets: dict[str, float] = field(default_factory=dict)  # metric of the two sets -> value
     matched: Matched | None = None
     options: MetricOptions = field(default_factory=MetricOptions)
+    failed: dict[str, str] = field(default_factory=dict)  # pairs that were left out -> why
 
     def summary(self) -> dict[str, Mean]:
         """Mean and standard error over the images, by metric; those of sets have no error."""
@@ -124,12 +124,13 @@ class Measured:
 
 def measure(
     matched: Matched,
-    metrics: Sequence[str] = RUN_METRICS,
+    metrics: Sequence[str] | None = None,
     options: MetricOptions | None = None,
 ) -> Measured:
-    """All `metrics` of the matched images; UserError where one cannot be computed."""
+    """All `metrics`, else those of every run, of the matched images; UserError where one cannot be
+    computed. A pair that cannot be read or differs in size is left out and named."""
     options = options or MetricOptions()
-    chosen = {name: get_metric(name) for name in metrics}
+    chosen = {name: get_metric(name) for name in metrics or run_metric_names()}
     for metric in chosen.values():
         if len(matched.pairs) < metric.least_images:
             raise UserError(
@@ -137,10 +138,14 @@ def measure(
                 f"{metric.least_images} images, got {len(matched.pairs)}; leave it out of --metrics"
             )
     functions = {name: metric.build(options) for name, metric in chosen.items()}
-    log, rows = get_logger(), {}
+    log, rows, failed = get_logger(), {}, {}
     sets: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for name, paths in matched.pairs.items():
-        pair = read_pair(*paths)
+        try:
+            pair = read_pair(*paths)
+        except UserError as error:
+            failed[name] = str(error)
+            continue
         for metric in chosen.values():
             if not metric.is_defined(pair[0], options):
                 least = metric.least_side(options)
@@ -153,8 +158,14 @@ def measure(
         if any(metric.of_sets for metric in chosen.values()):
             for images, image in zip(sets, pair, strict=True):
                 images.append(image)
-    of_sets = {m: f(*sets) for m, f in functions.items() if chosen[m].of_sets}
-    return Measured(rows, of_sets, matched, options)
+    if not rows:
+        raise UserError(f"no pair could be compared: {next(iter(failed.values()))}")
+    of_sets = {
+        m: f(*sets)
+        for m, f in functions.items()
+        if chosen[m].of_sets and len(rows) >= chosen[m].least_images
+    }
+    return Measured(rows, of_sets, matched, options, failed)
 
 
 def to_csv(measured: Measured) -> str:
@@ -180,6 +191,7 @@ def to_json(measured: Measured) -> str:
         "mean": {m: _finite(s.value) for m, s in summary.items()},
         "standard_error": {m: s.error for m, s in summary.items()},
         "images": {n: {m: _finite(v) for m, v in r.items()} for n, r in measured.rows.items()},
+        "failed": measured.failed,
         "only_label": matched.only_label if matched else [],
         "only_recon": matched.only_recon if matched else [],
     }
@@ -231,7 +243,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--metrics",
         nargs="+",
         metavar="NAME",
-        default=list(RUN_METRICS),
+        default=run_metric_names(),
         help=f"what to compute: {', '.join(metric_names())}",
     )
     add_metric_options(parser)
@@ -253,10 +265,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     _report_unmatched(matched)
     measured = measure(matched, args.metrics, options)
     print(to_table(measured))
-    beside = Path(args.recon).resolve().parent
-    _write(Path(args.csv or beside / "compute_metric.csv"), to_csv(measured))
-    _write(Path(args.json or beside / "compute_metric.json"), to_json(measured))
-    return 0
+    recon = Path(args.recon).resolve()
+    # Of the folders that a run makes only one is compared; others lie side by side.
+    beside, name = recon.parent, "compute_metric"
+    if recon.name != "recon":
+        name += f"_{recon.name}"
+    _write(Path(args.csv or beside / f"{name}.csv"), to_csv(measured))
+    _write(Path(args.json or beside / f"{name}.json"), to_json(measured))
+    if measured.failed:
+        get_logger().error("%d pair(s) could not be compared:", len(measured.failed))
+        for reason in measured.failed.values():
+            get_logger().error("  %s", reason)
+    return int(bool(measured.failed))
 
 
 def _report_unmatched(matched: Matched) -> None:

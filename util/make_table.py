@@ -17,8 +17,7 @@ Examples:
   python -m util.make_table configs/tables/faces64*.yaml --data_root FACES --report faces.md
 
 Finished images are kept in --cache and used again by every table that needs them, also after an
-interruption: the same command goes on where it stopped. Images are known by their names: if a
-photograph is replaced by another of the same name, remove the cache.
+interruption: the same command goes on where it stopped.
 """
 
 if __package__ in (None, ""):  # run by its path: modules are found from the project's folder
@@ -43,6 +42,7 @@ from util.cli import (
     resolve_device,
 )
 from util.config.shipped import readable_config
+from util.errors import UserError
 from util.logger import get_logger
 from util.metrics.base import get_metric, metric_names
 from util.metrics.perceptual import add_metric_options, parse_options
@@ -74,7 +74,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_plugin(parser)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
-        "--dry_run", action="store_true", help="restore nothing, show what --cache holds"
+        "--dry_run",
+        action="store_true",
+        help="restore nothing and leave --out alone, show what --cache holds (also in --report)",
     )
     instead.add_argument(
         "--plan",
@@ -108,9 +110,14 @@ def run(args: argparse.Namespace, command: str) -> int:
     from util.tables.loading import load_table
     from util.tables.measure import Scorer, TableResult, restore_share, run_table
     from util.tables.render import markdown
-    from util.tables.writing import Writer, report
+    from util.tables.writing import Writer, kept, report
 
     specs = [(Path(path).stem, load_table(path, args)) for path in args.tables]
+    names = [name for name, _ in specs]
+    if len(set(names)) < len(names):
+        raise UserError(f"{' '.join(args.tables)}: tables of one name would replace each other")
+    if args.report is not None:
+        kept(Path(args.report))  # what cannot be read is said now
     world = join_world()
     device = resolve_device(local_device(args.device))
     runner = Runner(Path(args.cache), device, args.dry_run, args.fast)
@@ -132,10 +139,15 @@ def run(args: argparse.Namespace, command: str) -> int:
         if not args.dry_run:
             world.wait_for_others(StopRequest())  # what a lost rank has left is done below
         for (name, spec), scorer in zip(specs, scorers, strict=True):
-            table = run_table(spec, runner, scorer, Writer(Path(args.out), name, args.fast))
+            if args.dry_run:
+                table = run_table(spec, runner, scorer)
+            else:
+                writer = Writer(Path(args.out), name, args.fast)
+                table = run_table(spec, runner, scorer, writer)
             made.append((name, table))
             print(markdown(table))
-            get_logger().info("wrote %s/%s.md, .tex, .csv, .png", args.out, name)
+            if not args.dry_run:
+                get_logger().info("wrote %s/%s.md, .tex, .csv, .png", args.out, name)
     except KeyboardInterrupt:
         get_logger().error("interrupted; the same command goes on from here")
         return 130

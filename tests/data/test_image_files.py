@@ -1,7 +1,9 @@
 """Image files of every kind arrive as the same 8-bit RGB."""
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from data.dataloader import DATASETS
@@ -19,6 +21,42 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path, ending):
     pixels = np.asarray(read_image(path))
     np.testing.assert_array_equal(pixels, np.repeat(RAMP[..., None], 3, axis=-1))
     assert read_picture(path).grey
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg2000_of_any_depth(tmp_path, bits, channels):
+    """White stays white; Pillow's rounding would make it black."""
+    white, path = 2**bits - 1, tmp_path / "a.jp2"
+    values = np.full((16, 16, channels), white, np.uint8 if bits == 8 else np.uint16)
+    values[:8] = white // 3
+    data = imagecodecs.jpeg2k_encode(values.squeeze(), level=0, bitspersample=bits)
+    path.write_bytes(data)
+    picture = read_picture(path)
+    assert (picture.depth, picture.grey) == (8 if bits == 8 else 16, channels == 1)
+    largest = 2**picture.depth - 1
+    expected = np.where(np.arange(16)[:, None, None] < 8, largest / 3, largest)
+    assert np.abs(picture.pixels - expected.astype(float)).max() <= 0.01 * largest
+
+
+@pytest.mark.parametrize("white", [255, 1023, 65535])
+def test_ppm_of_any_depth(tmp_path, white):
+    values = np.linspace(0, white, 2 * 3 * 3).round().reshape(2, 3, 3)
+    stored = values.astype(np.uint8 if white == 255 else ">u2").tobytes()
+    (tmp_path / "a.ppm").write_bytes(b"P6 # made by hand\n3 2\n# 7 8\n%d\n" % white + stored)
+    picture = read_picture(tmp_path / "a.ppm")
+    largest = 2**picture.depth - 1
+    assert picture.depth == (8 if white == 255 else 16)
+    assert np.abs(picture.pixels / largest - values / white).max() < 1 / largest
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_bands_that_are_left_out_are_told(tmp_path, capsys, dtype):
+    values = np.arange(4 * 5 * 3).reshape(4, 5, 3).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", planarconfig="contig")
+    picture = read_picture(tmp_path / "a.tif")
+    np.testing.assert_array_equal(picture.pixels[..., 0], values[..., 0])
+    assert "2 more band(s) beside the first" in capsys.readouterr().err
 
 
 def test_sixteen_bit_colour_keeps_its_high_byte(tmp_path):

@@ -159,6 +159,9 @@ def load_run_config(
     _drop_other_steps(raw["diffusion"], overrides)
     wanted = copy.deepcopy(raw)
     apply_overrides(wanted, overrides)
+    for section, value in wanted.items():
+        if not isinstance(value, dict):
+            raise UserError(f"--set {section}: {value} is a single value, not a section")
     _drop_params_of_another_method(raw["task"], wanted["task"])
     few = wanted["diffusion"].get("num_steps") is not None
     if not few:
@@ -287,10 +290,10 @@ def _sets(overrides: Sequence[str], key: str) -> bool:
 
 
 def _gives_scale(overrides: Sequence[str]) -> bool:
-    at = "task.conditioning.params"
-    return _sets(overrides, f"{at}.scale") or any(
-        _sets([override], at) and "scale" in override for override in overrides
-    )
+    given: dict[str, Any] = {}
+    of_params = [o for o in overrides if o.strip().startswith("task.conditioning.params")]
+    apply_overrides(given, of_params)
+    return "scale" in _within(given, "task", "conditioning", "params")
 
 
 def _drop_other_steps(diffusion: dict[str, Any], overrides: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """What a measure of image quality says about itself, and the table of all of them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,6 @@ def metric_names() -> list[str]:
     return _METRICS.names()
 
 
-def run_metric_names() -> Iterator[str]:
-    """Those that every run computes."""
-    return (name for name in metric_names() if get_metric(name).of_runs)
+def run_metric_names() -> list[str]:
+    """Those that every run computes; a plug-in's are among them once it is loaded."""
+    return [name for name in metric_names() if get_metric(name).of_runs]

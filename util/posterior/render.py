@@ -33,9 +33,9 @@ def _spread(i: int) -> Callable[[Figures], float]:
 
 
 def markdown(result: CheckResult, command: str, picture: str) -> str:
-    """The page about the check."""
+    """The page about the check, without its title."""
     spec = result.spec
-    parts = [f"# {spec.title}", ""]
+    parts = []
     if spec.note:
         parts += [spec.note.strip(), ""]
     parts += [

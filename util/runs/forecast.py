@@ -19,6 +19,7 @@ from data.dataloader import Dataset
 from guided_diffusion.condition_methods import StepResult
 from guided_diffusion.gaussian_diffusion import Model
 from util.errors import UserError
+from util.files import open_regular
 from util.img_utils import to_colour
 from util.runs.problems import Case
 from util.runs.progress import duration
@@ -259,7 +260,7 @@ def _areas(dataset: Dataset, names: Sequence[str], case: Case) -> float:
         path = dataset.path(name)
         with contextlib.suppress(Exception):  # the run will say what is wrong with it
             if path is not None:
-                with Image.open(path) as image:
+                with open_regular(path) as file, Image.open(file) as image:
                     found.append((name, image.width * image.height))
     first = dict(found).get(case.key.name)
     return 1.0 if first is None else sum(pixels for _, pixels in found) / len(found) / first

@@ -1,4 +1,5 @@
-"""SIGINT and SIGTERM as a request to stop: files are finished, the report is written, then exit."""
+"""SIGINT, SIGTERM and SIGHUP as a request to stop: files are finished, the report is written, then
+exit."""
 
 import os
 import signal
@@ -8,6 +9,7 @@ from typing import Any
 
 from util.logger import get_logger
 
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 # A terminal's Ctrl-C and torchrun both signal a process, so two signals close together are one.
 _SAME_REQUEST_SECONDS = 2.0
 
@@ -17,8 +19,9 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Whether a signal came. As a context manager it answers SIGINT and SIGTERM meanwhile;
-    a second signal, a while after the first, ends the program at once."""
+    """Whether a signal came. As a context manager it answers SIGINT, SIGTERM and SIGHUP (the
+    terminal is gone; not where nohup had it ignored) meanwhile; a second signal, a while after the
+    first, ends the program at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -26,8 +29,12 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._receive)
+        for name in _SIGNALS:
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and not (
+                name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN
+            ):
+                self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -50,5 +57,5 @@ class StopRequest:
 
     @property
     def exit_status(self) -> int | None:
-        """130 after SIGINT, 143 after SIGTERM, None without a signal."""
+        """130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP, None without a signal."""
         return None if self.signal is None else 128 + self.signal

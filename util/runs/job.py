@@ -9,10 +9,12 @@ from data.dataloader import output_name
 from guided_diffusion.precision import AcceleratedNetwork, Execution
 from util.atomic import sweep
 from util.errors import UserError
+from util.hashing import settings_hash
 from util.logger import get_logger
 from util.runs.distributed import was_restarted
 from util.runs.forecast import forecast
 from util.runs.interrupt import Interrupted
+from util.runs.occupied import Occupied
 from util.runs.plan import Plan, least_bytes, make_plan, result_settings
 from util.runs.report import Outcome, final_report
 from util.runs.restoration import Restoration
@@ -31,6 +33,7 @@ class Job:
         self.stop = restoration.stop
         self.started = time.perf_counter()
         self._again = "the same command"  # that goes on after an interruption
+        self._occupied: Occupied | None = None
 
     def begin(self, names: Sequence[str], overwrite: bool = False) -> Plan:
         """What of `names` is still to be done, the same on every rank; rank 0 prepares the results
@@ -74,7 +77,9 @@ class Job:
 
     def _prepare(self, names: Sequence[str], overwrite: bool) -> Plan:
         restoration, results, execution = self.restoration, self.results, self._execution
-        plan = make_plan(results, self._pixels(), restoration.sources, names, overwrite)
+        pixels = self._pixels()
+        self._occupied = Occupied(results.root, settings_hash(pixels), alone=overwrite)
+        plan = make_plan(results, pixels, restoration.sources, names, overwrite)
         sweep(results.root)
         operator, count, steps = restoration.operator, len(plan.names), restoration.steps
         results.check_space(least_bytes(self.settings, self.dataset, operator, count, steps))
@@ -114,6 +119,13 @@ class Job:
         """Write the reports and say what came out; the exit status of the program."""
         if not self.world.is_first:
             return self.stop.exit_status or 0
+        try:
+            return self._report(plan, names)
+        finally:
+            if self._occupied is not None:
+                self._occupied.close()
+
+    def _report(self, plan: Plan, names: Sequence[str]) -> int:
         log, root = get_logger(), self.results.root
         outcome = final_report(self.results, plan.config, names)
         log.info("%s", outcome.table(time.perf_counter() - self.started))

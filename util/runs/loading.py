@@ -1,7 +1,6 @@
 """From checked arguments to the run that they describe."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from data.dataloader import DATASETS
 from guided_diffusion.precision import Execution
 from models.prior import build_prior
 from util.cli import resolve_device
+from util.config.overrides import override_of
 from util.config.run_config import RunConfig, load_run_config
 from util.errors import UserError
 from util.plugins import load_plugins
@@ -62,14 +62,15 @@ def load_config(args: argparse.Namespace) -> RunConfig:
         "task.measurement.mask_opt.mask_is": args.mask_is,
         "task.measurement.mask_opt.keep_known": args.keep_known,
     }
-    # JSON is YAML that quotes every path in it.
-    shorthands = [f"{key}={json.dumps(v)}" for key, v in given.items() if v is not None]
+    shorthands = [override_of(key, v) for key, v in given.items() if v is not None]
     overrides = [*shorthands, *args.overrides]
     if args.steps is not None:
         if any(o.strip().startswith("diffusion.timestep_respacing") for o in overrides):
             raise UserError("--steps and diffusion.timestep_respacing both say it; give one")
+        if any(o.strip().startswith("diffusion.num_steps") for o in overrides):
+            raise UserError("--steps and --set diffusion.num_steps say the same thing; give one")
         overrides.insert(0, f"diffusion.num_steps={args.steps}")
-    config = load_run_config(args.model_config, args.diffusion_config, args.task_config, overrides)
+    config = _checked(args, overrides)
     root = config.task.data.params.get("root", "")
     chosen = any(o.strip().startswith("task.data") for o in overrides)
     if root and not chosen and not os.path.isdir(root):
@@ -77,8 +78,9 @@ def load_config(args: argparse.Namespace) -> RunConfig:
             f"no folder of images: give --data_root FOLDER, or --measurements FOLDER for damaged "
             f"ones (the config names {root}, which is not there)"
         )
-    if args.data_root is not None and config.task.data.name == "skimage":
-        raise UserError("--data_root: task.data.name skimage has no folder; leave one of them out")
+    data = config.task.data.name
+    if args.data_root is not None and not getattr(DATASETS.get(data), "has_folder", True):
+        raise UserError(f"--data_root: task.data.name {data} has no folder; leave one of them out")
     operator = config.task.operator.name
     for name in ("masks", "mask_is", "keep_known"):
         if getattr(args, name) is not None and operator != "inpainting":
@@ -86,3 +88,15 @@ def load_config(args: argparse.Namespace) -> RunConfig:
     if args.mask_is is not None and (config.task.mask_opt is None or not config.task.mask_opt.mask):
         raise UserError("--mask_is says what white means in --masks; give --masks as well")
     return config
+
+
+def _checked(args: argparse.Namespace, overrides: list[str]) -> RunConfig:
+    """The configs; what is wrong with an option's key is said of the option."""
+    files = (args.model_config, args.diffusion_config, args.task_config)
+    try:
+        return load_run_config(*files, overrides)
+    except UserError as error:
+        for option in ("fit", "border", "kernel", "kernel_is"):
+            if getattr(args, option) is not None and f'unknown key "{option}"' in str(error):
+                raise UserError(f"--{option} has no part in this run: {error}") from None
+        raise

@@ -40,7 +40,7 @@ class Record:
     residual: float | None = None  # || y - A(x) || of the restored image
     expected_residual: float | None = None  # what the stated noise alone would leave
     metrics: dict[str, float] = field(default_factory=dict)  # where there is a label
-    spread: dict[str, float] = field(default_factory=dict)  # of several samples, see SPREAD
+    spread: dict[str, float] = field(default_factory=dict)  # of several samples, see spread_columns
     error: str | None = None
     source: dict[str, Any] = field(default_factory=dict)  # see Sources.mark
     files: dict[str, Any] = field(default_factory=dict)  # see Results.marks

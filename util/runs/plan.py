@@ -126,6 +126,7 @@ def _clear(results: Results, settings: Mapping[str, Any], names: Sequence[str]) 
         begin_anew = True
     for name in recorded:
         results.remove(output_name(name))
+    results.remove_report()
     if begin_anew:
         forget(results.root)
     if recorded:

@@ -11,21 +11,20 @@ from pathlib import Path
 from urllib.parse import quote
 
 from data.dataloader import output_name
-from util.compute_metric import RUN_METRICS
 from util.files import read_bytes
-from util.metrics.base import get_metric
+from util.metrics.base import get_metric, run_metric_names
 from util.runs.manifest import Record, read_records
 from util.runs.problems import Residual
 from util.runs.results import (
-    FIGURES,
     KIND_TITLES,
-    MEAN_METRICS,
     RESIDUALS,
-    SPREAD,
     STD,
     Results,
+    figure_columns,
     kinds_of,
+    mean_metrics,
     means_of,
+    spread_columns,
     value_of,
 )
 
@@ -67,8 +66,8 @@ def final_report(results: Results, config: str, names: Sequence[str]) -> Outcome
 def report_page(title: str, rows: Sequence[Record], failed: Mapping[str, str], config: str) -> str:
     """The page for finished `rows` and `failed` (name -> reason); `config` is shown as text."""
     labelled = any(row.metrics for row in rows)
-    found = [column for column in SPREAD if any(column in row.spread for row in rows)]
-    columns = [*(RUN_METRICS if labelled else ()), *RESIDUALS, *found, "seconds"]
+    found = [column for column in spread_columns() if any(column in row.spread for row in rows)]
+    columns = [*(run_metric_names() if labelled else ()), *RESIDUALS, *found, "seconds"]
     page = _TEMPLATE.read_text(encoding="utf-8")
     parts = {
         "title": html.escape(title),
@@ -87,7 +86,7 @@ def report_page(title: str, rows: Sequence[Record], failed: Mapping[str, str], c
 
 def summary_table(rows: Sequence[Record], failed: int, seconds: float) -> str:
     """The end of a run in a few lines: counts, and mean, least and largest of every figure."""
-    columns = [c for c in FIGURES if any(value_of(r, c) is not None for r in rows)]
+    columns = [c for c in figure_columns() if any(value_of(r, c) is not None for r in rows)]
     lines = [f"{len(rows)} finished, {failed} failed, {seconds:.0f} s"]
     if len(rows) > 1:
         lines.append(f"  {'':17}{'mean':>10}{'least':>10}{'largest':>10}")
@@ -108,14 +107,14 @@ def _misfit(row: Record) -> str:
 
 
 def _title(column: str) -> str:
-    if column in MEAN_METRICS:
-        return f"{_title(MEAN_METRICS[column])} of the mean"
-    return get_metric(column).title if column in RUN_METRICS else column.replace("_", " ")
+    if column in mean_metrics():
+        return f"{_title(mean_metrics()[column])} of the mean"
+    return get_metric(column).title if column in run_metric_names() else column.replace("_", " ")
 
 
 def _format(column: str, value: float) -> str:
-    column = MEAN_METRICS.get(column, column)
-    if column in RUN_METRICS:
+    column = mean_metrics().get(column, column)
+    if column in run_metric_names():
         return get_metric(column).text(value)
     return _FORMATS[column].format(value)
 

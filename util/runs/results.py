@@ -18,11 +18,12 @@ from torch import Tensor
 
 from data.image_files import eight_bit, encode_png, read_image
 from util.atomic import write
-from util.compute_metric import RUN_METRICS, decimal, run_metrics
+from util.compute_metric import decimal, run_metrics
 from util.errors import OutputError, UserError
 from util.files import explained, file_mark, same_file
 from util.img_utils import to_colour, to_pixels
 from util.logger import get_logger
+from util.metrics.base import run_metric_names
 from util.runs.manifest import Record
 from util.runs.spread import Spread
 
@@ -40,19 +41,29 @@ KIND_TITLES = {
     **{"std": "std of samples", "label": "original"},
 }
 RESIDUALS = ("residual", "expected_residual")
-# Of several samples: metrics of their mean, and the standard deviation of a value, as the mean over
-# the image, in grey levels of 255.
-MEAN_METRICS = {f"mean_{name}": name for name in RUN_METRICS}
-STD = "std_over_samples"
-SPREAD = (*MEAN_METRICS, STD)
-FIGURES = (*RUN_METRICS, *RESIDUALS, *SPREAD)
+STD = "std_over_samples"  # of a value, as the mean over the image, in grey levels of 255
+
+
+def mean_metrics() -> dict[str, str]:
+    """Columns with metrics of the mean of several samples, and the metrics."""
+    return {f"mean_{name}": name for name in run_metric_names()}
+
+
+def spread_columns() -> list[str]:
+    """What is said of several samples."""
+    return [*mean_metrics(), STD]
+
+
+def figure_columns() -> list[str]:
+    """All that reports may say of a restored image."""
+    return [*run_metric_names(), *RESIDUALS, *spread_columns()]
 
 
 def value_of(record: Record, column: str) -> float | None:
     """What the reports say of a restored image in a column."""
-    if column in SPREAD:
+    if column in spread_columns():
         return record.spread.get(column)
-    return record.metrics.get(column) if column in RUN_METRICS else getattr(record, column)
+    return record.metrics.get(column) if column in run_metric_names() else getattr(record, column)
 
 
 def kinds_of(record: Record) -> list[str]:
@@ -121,6 +132,10 @@ class Results:
         files += [p for q in QUANTITIES for p in progress.glob(f"{q}_*.png")]
         files += progress.glob("film.*")
         self._unlink(files)
+
+    def remove_report(self) -> None:
+        """Remove what was reported of images that are no longer there."""
+        self._unlink(self.root / name for name in ("metrics.csv", "contact_sheet.png"))
 
     def _unlink(self, files: Iterable[Path]) -> None:
         for file in files:
@@ -198,7 +213,7 @@ class Results:
         self, name: str, label: Tensor | None, spread: Spread, form: PictureForm = PictureForm()
     ) -> dict[str, float]:
         """Mean of the samples as an image, their standard deviation as floats [3, H, W] and as a
-        grey picture; returns SPREAD, the metrics where there is a label."""
+        grey picture; returns `spread_columns`, the metrics where there is a label."""
         deviation = spread.deviation.numpy()
         self._write_array(self.path("std", name, ".npy"), deviation)
         levels = 127.5 * deviation.mean(0)
@@ -215,11 +230,12 @@ class Results:
         """metrics.csv, mean last, and the contact sheet of the first images; where there are
         originals, of those that have one."""
         if not rows:
+            self.remove_report()
             return
         rows = sorted(rows, key=lambda row: row.output)
         labelled = [row for row in rows if row.metrics]
         known = means_of(rows)
-        columns = [c for c in FIGURES if c in known]
+        columns = [c for c in figure_columns() if c in known]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["file", *columns])
@@ -257,9 +273,9 @@ class Results:
 
 
 def means_of(rows: Sequence[Record]) -> dict[str, float]:
-    """Mean of every metric, of the residual and of SPREAD, over the rows that have it."""
+    """Mean of every metric, of the residual and of `spread_columns`, over the rows that have it."""
     means = {}
-    for column in FIGURES:
+    for column in figure_columns():
         values = [v for row in rows if (v := value_of(row, column)) is not None]
         if values:
             means[column] = float(np.mean(values))
@@ -277,7 +293,7 @@ def _saved_pixels(x: Tensor, form: PictureForm) -> np.ndarray:
 
 
 def _decimal(value: float | None, column: str) -> str:
-    return decimal(value, MEAN_METRICS.get(column, column))
+    return decimal(value, mean_metrics().get(column, column))
 
 
 def plain(value: Any) -> Any:

@@ -197,7 +197,10 @@ def restore_share(specs: Sequence[TableSpec], runner: Runner, world: World) -> N
 
 
 def run_table(
-    spec: TableSpec, runner: Runner, scorer: Scorer, on_cell: Callable[[TableResult], None]
+    spec: TableSpec,
+    runner: Runner,
+    scorer: Scorer,
+    on_cell: Callable[[TableResult], None] = lambda table: None,
 ) -> TableResult:
     """Run what is missing and score everything; `on_cell` sees the table grow."""
     cells = build_cells(spec)

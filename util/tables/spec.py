@@ -1,6 +1,5 @@
 """Table configs as typed objects, and the cells they stand for."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Any
 from guided_diffusion.condition_methods import CONDITIONING
 from guided_diffusion.precision import PRECISIONS
 from util.config.effective import effective_settings
+from util.config.overrides import override_of
 from util.config.run_config import RunConfig, load_run_config
 from util.config.schema import check_least, check_names, parse_dataclass, read_yaml
 from util.config.shipped import config_path, find_config
@@ -237,7 +237,7 @@ def _cell(spec: TableSpec, row: RowSpec, task: TaskSpec) -> Cell:
     files = (spec.model_config, spec.diffusion_config, task.config)
     overrides = [*spec.set, *task.set, *row.set]
     if spec.data is not None:
-        overrides.insert(0, f"task.data={json.dumps(spec.data)}")
+        overrides.insert(0, override_of("task.data", spec.data))
     if row.method is not None:
         overrides = _with_conditioning(spec, row, row.method, task, files, overrides)
     try:
@@ -271,5 +271,5 @@ def _with_conditioning(
             steps = config.diffusion.num_steps or config.diffusion.build(config.model).num_timesteps
             scale = float(scale) * 1000 / steps
         given["scale"] = scale
-    conditioning = json.dumps({"method": method, "params": given})
-    return [*overrides, f"task.conditioning={conditioning}"]
+    conditioning = {"method": method, "params": given}
+    return [*overrides, override_of("task.conditioning", conditioning)]

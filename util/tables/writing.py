@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 
 from util.atomic import write
+from util.documents import mark, written_above
 from util.logger import get_logger
 from util.tables.figure import figure
 from util.tables.measure import TableResult
 from util.tables.render import latex, markdown, to_csv
 
 _JPEG_QUALITY = 85
-_MARK = "<!-- util.make_table --report writes what follows, and keeps what stands above -->"
+_MARK = mark("util.make_table --report")
 
 
 class Writer:
@@ -49,6 +50,11 @@ def write_figure(path: Path, table: TableResult) -> str | None:
     return path.name
 
 
+def kept(path: Path) -> str:
+    """What stands above the tables in a document of them."""
+    return written_above(path, _MARK, "# Results\n\n")
+
+
 def report(
     path: Path,
     made: Sequence[tuple[str, TableResult]],
@@ -56,10 +62,9 @@ def report(
     device: torch.device,
     fast: bool,
 ) -> None:
-    """One document with all tables; figures are written beside it. What was written by hand above
-    the mark of an earlier one is kept."""
-    earlier = path.read_text(encoding="utf-8") if path.exists() else ""
-    before, marked, _ = earlier.partition(_MARK)
+    """One document with all tables; figures are written beside it. What stands above the mark of an
+    earlier one, or in a file without a mark, is kept."""
+    before = kept(path)
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     parts = [
         _MARK,
@@ -86,5 +91,5 @@ def report(
                 "    " + cell.command(table.spec.seeds[0], table.spec.limit, fast),
                 "",
             ]
-    write(path, (before if marked else "# Results\n\n") + "\n".join(parts))
+    write(path, before + "\n".join(parts))
     get_logger().info("wrote %s", path)

@@ -92,12 +92,20 @@ def test_the_last_word_on_the_steps_counts():
         (["diffusion.num_steps=9", "diffusion.timestep_respacing=9"], "both say how many steps"),
         (["task.conditioning.params.scale=3"], "line_search has no scale"),
         (["task.conditioning.params={scale: 3}"], "line_search has no scale"),
+        (["diffusion=demo"], "diffusion: demo is a single value"),
+        (["model=5"], "model: 5 is a single value"),
+        (["task="], "task: None is a single value"),
         (["task.conditioning.params.max_timestep=300"], "the start follows from the measurement"),
     ],
 )
 def test_settings_that_do_not_belong_together(overrides, message):
     with pytest.raises(UserError, match=message):
         load(overrides=overrides, **DEMO)
+
+
+def test_a_key_that_sounds_like_a_scale_is_none():
+    config = load(overrides=["task.conditioning.params={limit_scale: True}"], **DEMO)
+    assert config.task.conditioning.params["limit_scale"]
 
 
 def test_guidance_brings_its_own_steps():

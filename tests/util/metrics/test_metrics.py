@@ -113,12 +113,6 @@ def test_bad_folders(folders, capsys):
         assert run(folders, *options) == 2
         return capsys.readouterr().err
 
-    save(folders / "recon" / "1.png", size=(24, 24))
-    assert "24x24, but its label" in error()
-    (folders / "recon" / "1.png").unlink()
-    (folders / "label" / "1.png").write_bytes(b"no image")
-    save(folders / "recon" / "1.png")
-    assert "not a readable image" in error()
     for file in (folders / "recon").iterdir():
         file.rename(file.with_name("x" + file.name))
     assert "no file names in common" in error()
@@ -126,6 +120,28 @@ def test_bad_folders(folders, capsys):
         file.unlink()
     assert "no images in this folder" in error()
     assert "expected NAME=FILE" in error("--weights", "lpips.pt")
+
+
+def test_a_bad_pair_fails_alone(folders, capsys):
+    save(folders / "recon" / "1.png", size=(24, 24))
+    (folders / "recon" / "2.png").write_bytes(b"no image")
+    assert run(folders) == 1
+    told = capsys.readouterr().err
+    assert "2 pair(s) could not be compared" in told
+    assert "24x24, but its label" in told
+    assert "not a readable image" in told
+    document = json.loads((folders / "compute_metric.json").read_text())
+    assert (set(document["failed"]), set(document["images"])) == ({"1", "2"}, {"0"})
+    (folders / "label" / "0.png").write_bytes(b"no image")
+    assert run(folders) == 2
+    assert "no pair could be compared" in capsys.readouterr().err
+
+
+def test_folders_side_by_side_get_files_of_their_own(folders):
+    (folders / "recon").rename(folders / "A")
+    both = ["--label", str(folders / "label"), "--recon", str(folders / "A")]
+    assert compute_metric.main(both) == 0
+    assert (folders / "compute_metric_A.csv").exists()
 
 
 def test_two_files_of_one_name(folders):

@@ -209,7 +209,9 @@ def test_command_line(tmp_path, capsys):
     out = tmp_path / "out"
     assert main([str(write(tmp_path)), "--out", str(out), "--set", "note=Found."]) == 0
     page = (out / "posterior.md").read_text()
-    assert page.startswith("# A small check\n\nFound.\n\n    python -m util.check_posterior ")
+    head, _, rest = page.partition(" writes what follows, and keeps what stands above -->\n")
+    assert head == "# A small check\n\n<!-- util.check_posterior"
+    assert rest.startswith("\nFound.\n\n    python -m util.check_posterior ")
     assert "## modes, SR" in page
     assert "| DDNM+ | 3 | - [1] |" in page  # motion blur: a dash is no failure
     kept = json.loads((out / "posterior.json").read_text())

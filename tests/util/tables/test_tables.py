@@ -24,6 +24,7 @@ from models.prior import build_prior
 from tests import golden_data
 from tests.tiny import ROOT
 from tests.util.tables.tiny_table import DIFFUSION, MODEL, TASKS, change, run, write
+from util import make_table
 from util.errors import UserError
 from util.runs import restoration
 from util.tables import baselines, cells
@@ -469,18 +470,43 @@ def test_report_and_commands(table):
     assert "--set" in (table.parent / "out" / "small_commands.txt").read_text()
 
 
-def test_dry_run_takes_what_is_there(table, restored):
+def test_dry_run_takes_what_is_there(table, restored, capsys):
     assert run(table, "--limit", "1", "--dry_run") == 1
     assert restored == []
-    assert read_csv(table)["DPPS", "sr", ""]["problem"] == "not run yet"
-    markdown = (table.parent / "out" / "small.md").read_text()
+    markdown = capsys.readouterr().out
     assert "Not run yet: measurement, classical, DPPS, DPS, DDNM+.\n" in markdown
     assert "| DPPS |" not in markdown
+    assert not (table.parent / "out").exists()
     run(table, "--limit", "1")
-    before, count = read_csv(table), len(restored)
+    count, whole = len(restored), capsys.readouterr().out.splitlines()
     run(table, "--limit", "1", "--dry_run")
     assert len(restored) == count
-    assert read_csv(table)["DPPS", "sr", "psnr"] == before["DPPS", "sr", "psnr"]
+    (found,) = (line for line in whole if line.startswith("| DPPS | "))
+    assert found in capsys.readouterr().out.splitlines()
+
+
+def test_a_report_keeps_what_others_wrote(table, restored, tmp_path, capsys):
+    notes = tmp_path / "notes.md"
+    notes.write_text("precious")
+    run(table, "--limit", "1", "--dry_run", f"--report={notes}")
+    run(table, "--limit", "1", "--dry_run", f"--report={notes}")
+    assert notes.read_text().startswith("precious\n\n<!-- util.make_table")
+    assert notes.read_text().count("<!-- util.make_table") == 1
+    notes.write_bytes("café".encode("latin-1"))
+    assert run(table, f"--report={notes}") == 2
+    assert "no text in UTF-8" in capsys.readouterr().err
+    assert run(table, f"--report={tmp_path}") == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert restored == []
+
+
+def test_tables_of_one_name_are_refused(table, tmp_path, capsys):
+    other = tmp_path / "other" / table.name
+    other.parent.mkdir()
+    other.write_text(table.read_text())
+    arguments = [str(table), str(other), f"--out={tmp_path / 'out'}", "--device=cpu"]
+    assert make_table.main(arguments) == 2
+    assert "would replace each other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("measurement_seed", "precision"), [(None, None), (5, "fp32")])
