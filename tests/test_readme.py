@@ -1,5 +1,7 @@
 """The commands of the README and the notebook do what they say."""
 
+import argparse
+import importlib
 import re
 import shlex
 
@@ -75,6 +77,36 @@ def test_python_example(monkeypatch):
     ((y, _, prior),) = seen
     assert y.shape == (1, 3, 256, 256)
     assert prior.num_steps == 25
+
+
+class Parsed(Exception):
+    """The arguments were understood."""
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "models" / "README.md"], ids=lambda p: str(p.name))
+def test_options_of_commands_exist(page, monkeypatch, capsys):
+    """Every command of every page, up to where it would begin its work."""
+    understood = argparse.ArgumentParser.parse_args
+
+    def parse(self, *given):
+        understood(self, *given)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    for line in (line for line in lines if line.startswith("    ")):
+        for part in re.split(r" (?:&&|\|) ", line):
+            found = re.search(
+                r"(?:python3? -m |torchrun .*?-m )([a-z_.]+)|(sample_condition)\.py", part
+            )
+            if found is None or not (found[2] or found[1].startswith(("util.", "models."))):
+                continue
+            words = shlex.split(part[found.end() :], comments=True)
+            module = importlib.import_module(found[1] or found[2])
+            if not hasattr(module, "main"):  # a package
+                module = importlib.import_module(f"{found[1]}.__main__")
+            with pytest.raises(Parsed):
+                module.main(words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
