@@ -5,6 +5,7 @@ size, on the order of the images, or on what else is in the folder.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 # Candidates are drawn in blocks of this many, which bounds memory. Part of the stream's
-# definition: another value draws other numbers.
+# definition: another value draws other numbers, on a GPU and for odd sizes.
 CANDIDATE_BLOCK = 8
+_LARGE = 2**17  # values of an image; below it a block is faster than its images one by one
 
 
 def stream_key(seed: int, *names: str) -> bytes:
@@ -79,10 +81,17 @@ class PerImageNoise:
         return self._stack(torch.rand, shape)
 
     def candidates(self, step: int, count: int, shape: Sequence[int]) -> Iterator[Tensor]:
-        for start in range(0, count, CANDIDATE_BLOCK):
-            block = min(CANDIDATE_BLOCK, count - start)
+        together = 1 if self._one_by_one(shape) else CANDIDATE_BLOCK
+        for start in range(0, count, together):
+            block = min(together, count - start)
             yield self._stack(torch.randn, (block, *shape), dim=1)
+
+    def _one_by_one(self, shape: Sequence[int]) -> bool:
+        """Whether candidates are drawn alone: large ones need less memory so and stay in the cache.
+        They are the same, since torch fills a tensor on a processor 16 numbers at a time."""
+        values = math.prod(shape)
+        return self.device.type == "cpu" and values >= _LARGE and values % 16 == 0
 
     def _stack(self, draw, shape: Sequence[int], dim: int = 0) -> Tensor:
         draws = [draw(*shape, generator=g, device=self.device) for g in self.generators]
-        return torch.stack(draws, dim=dim)
+        return torch.stack(draws, dim=dim) if len(draws) > 1 else draws[0].unsqueeze(dim)
