@@ -79,7 +79,12 @@ class Job:
         restoration, results, execution = self.restoration, self.results, self._execution
         pixels = self._pixels()
         self._occupied = Occupied(results.root, settings_hash(pixels), alone=overwrite)
-        plan = make_plan(results, pixels, restoration.sources, names, overwrite)
+        try:
+            plan = make_plan(results, pixels, restoration.sources, names, overwrite)
+        except UserError:
+            self._occupied.close()
+            raise
+        self._occupied.settle()
         sweep(results.root)
         operator, count, steps = restoration.operator, len(plan.names), restoration.steps
         results.check_space(least_bytes(self.settings, self.dataset, operator, count, steps))
