@@ -30,6 +30,7 @@ def _child(arguments: list[str], environment: dict[str, str], log: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may have ignored it
     torch.set_num_threads(1)
     sys.exit(sample_condition.main(arguments))
 
