@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import stat
-import time
 from pathlib import Path
 
 import numpy as np
@@ -269,14 +268,6 @@ def test_a_pipe_among_photographs_does_not_hold_up_a_plan(tiny, tmp_path, capsys
     arguments = tiny.arguments(images, tmp_path / "out", "--set", "task.data.fit=pad", "--plan")
     assert sample_condition.main(arguments) == 0
     assert "2 image(s)" in capsys.readouterr().out
-
-
-def test_tiny_images_find_their_start_soon(tiny, tmp_path):
-    save(tmp_path / "images" / "a.png", photograph(3, 5))
-    arguments = tiny.arguments(tmp_path / "images", tmp_path / "out", "--steps", "2")
-    started = time.process_time()
-    assert sample_condition.main([*arguments, "--set", "task.data.fit=pad"]) == 0
-    assert time.process_time() - started < 30  # drawing as many pixels as of large ones: minutes
 
 
 def test_bad_files_are_reported_and_the_rest_restored(tiny, images, tmp_path, capsys, monkeypatch):

@@ -95,6 +95,17 @@ def test_an_error_counts_where_it_is():
     assert expected_error(start, (3, 32, 32), LIKE) == pytest.approx(0.25)
 
 
+def test_of_tiny_images_not_ever_more_are_drawn():
+    drawn = []
+
+    def start(images, first):
+        drawn.append(len(images))
+        return images + 0.5
+
+    assert expected_error(start, (3, 2, 3), LIKE, 1) == pytest.approx(0.25)
+    assert drawn == [1] * 64
+
+
 @pytest.fixture
 def prior():
     return Prior(lambda x, t: x, GaussianDiffusion.create(), num_steps=20)
